@@ -1,0 +1,172 @@
+"""The command line: `sdr1 train`, `sdr1 config`, `sdr1 sandbox`. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdr1.errors import TrainingError, UserError
+
+app = typer.Typer(
+    help="Make a text-to-image diffusion model safer with distributed online RL.",
+    epilog="Start here: sdr1 sandbox demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at a config before it runs.")
+sandbox_app = typer.Typer(
+    no_args_is_help=True, help="The small world that needs no download: see it, train it."
+)
+app.add_typer(config_app, name="config")
+app.add_typer(sandbox_app, name="sandbox")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/sandbox.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. learner.learning_rate=2e-5"),
+]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One process, no Ray; the same weights bit for bit.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR", help="Ray cluster to join, e.g. `auto`; without it Ray starts on this machine."
+        ),
+    ] = None,
+) -> None:
+    """Train a policy as CONFIG says; the last line printed is the trained weights' sha256.
+
+    Example: `sdr1 train configs/sandbox.yaml rollout.workers=2 run.directory=outputs/two`
+    """
+    from sdr1.config import load
+
+    if local and ray_address:
+        raise UserError(
+            f"--ray-address: {ray_address!r} with --local: a local run has no cluster; drop one of them"
+        )
+    run = load(config, overrides or ())
+    from sdr1.train import train as start
+
+    result = start(run, local=local, ray_address=ray_address)
+    print(f"weights_sha256={result.weights_sha256}")
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Print the resolved config as YAML, every field with its meaning; it can be saved and run.
+
+    Example: `sdr1 config show configs/sandbox.yaml rollout.group_size=24`
+    """
+    from sdr1.config import load
+    from sdr1.config_text import annotated_yaml
+
+    print(annotated_yaml(load(config, overrides or ())), end="")
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Validate a config and print the arithmetic of one iteration: groups, images, updates, UNet evaluations.
+
+    Example: `sdr1 config check configs/sandbox.yaml learner.groups_per_update=3`
+    """
+    from sdr1.config import load
+    from sdr1.config_text import batch_arithmetic
+
+    rows = batch_arithmetic(load(config, overrides or ()))
+    width = max(len(name) for name, _ in rows)
+    for name, arithmetic in rows:
+        print(f"{name:<{width}}  {arithmetic}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a config, for editors and scripts.
+
+    Example: `sdr1 config schema > sdr1.schema.json`
+    """
+    from sdr1.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@sandbox_app.command("draw")
+def sandbox_draw(
+    out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")] = Path("outputs/sandbox.png"),
+) -> None:
+    """Draw a labelled contact sheet of the world: shapes, colours, counts, positions and the unsafe glyphs.
+
+    Example: `sdr1 sandbox draw --out world.png`
+    """
+    from sdr1.sandbox.sheet import draw
+
+    draw(out)
+    print(out)
+
+
+@sandbox_app.command("build")
+def sandbox_build(
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the weights; default: the package's.")
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+) -> None:
+    """Train the sandbox's own models again from nothing; resumes where it was stopped. Takes up to two hours.
+
+    Example: `sdr1 sandbox build --out outputs/weights`
+    """
+    from sdr1.sandbox.build import build
+
+    build(out, stage)
+
+
+@sandbox_app.command("demo")
+def sandbox_demo(
+    overrides: Overrides = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed of the run; repeat it for a mean over seeds.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
+    images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images behind each rate of the table.")
+    ] = 200,
+) -> None:
+    """Train the sandbox's model and compare it with the base: unsafe rates, abilities, false alarms.
+
+    Example: `sdr1 sandbox demo --seed 1 --seed 2 --out outputs/two-seeds iterations=20`
+    """
+    from sdr1.sandbox.demo import run
+
+    run(out, seeds=seed or [0], images=images, overrides=overrides or [])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 the run had to stop, 2 the user can mend it, 130 interrupted."""
+    try:
+        app(arguments, prog_name="sdr1")
+    except UserError as error:
+        return _fail(error, 2)
+    except TrainingError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Ray: thin actors around the core, and the executor that streams groups through them."""

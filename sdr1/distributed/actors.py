@@ -1,0 +1,67 @@
+"""The three roles as Ray actors, each a thin wrapper of a core class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sdr1.config import Config
+from sdr1.learner import Learner
+from sdr1.policy import Policy
+from sdr1.rewards.scorer import Scorer
+from sdr1.runtime import prepare_process
+from sdr1.types import GroupReport, GroupTask, Prompt, Scores, Trajectory, UpdateReport
+
+
+class RolloutActor:
+    """Consumes tasks, produces trajectories and images; blocks on nothing but its own device."""
+
+    def __init__(self, config: Config) -> None:
+        prepare_process(config.run.threads)
+        self._config = config
+        self._policy = Policy(
+            config.policy,
+            device=config.rollout.device,
+            seed=config.seed,
+            reference=config.learner.kl_weight > 0,
+        )
+
+    def load(self, buffer: np.ndarray) -> int:
+        """Load published weights; the checksum of what is in place afterwards confirms them."""
+        return self._policy.flat.load(buffer)
+
+    def rollout(self, task: GroupTask) -> tuple[Trajectory, np.ndarray, float]:
+        """Trajectory, images and busy seconds of one group."""
+        made = self._policy.rollout(
+            task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
+        )
+        return made.trajectory, made.images, made.seconds
+
+
+class RewardActor:
+    """Consumes images, produces scores."""
+
+    def __init__(self, config: Config) -> None:
+        prepare_process(config.run.threads)
+        self._scorer = Scorer(config.reward)
+
+    def score(self, images: np.ndarray, prompt: Prompt) -> Scores:
+        return self._scorer.score(images, prompt)
+
+
+class LearnerActor:
+    """Consumes scored groups in order, produces reports and, after each iteration, weights."""
+
+    def __init__(self, config: Config) -> None:
+        prepare_process(config.run.threads)
+        self._learner = Learner(config)
+
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+        return self._learner.accumulate(task, trajectory, scores)
+
+    def step(self) -> UpdateReport:
+        return self._learner.step()
+
+    def publish(self, version: int) -> tuple[np.ndarray, int]:
+        """The flat buffer, returned so that the driver owns it and nodes pull it once, and its checksum."""
+        weights = self._learner.weights(version)
+        return weights.buffer, weights.checksum

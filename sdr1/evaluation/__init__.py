@@ -1,0 +1,1 @@
+"""Evaluation: what a model does with held-out prompts."""

@@ -1,0 +1,161 @@
+"""GRPO on scored groups: gradients are accumulated group by group, then one optimizer step is made."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+
+import numpy as np
+import torch
+
+from sdr1.config import Config
+from sdr1.errors import TrainingError
+from sdr1.method import ddim
+from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
+from sdr1.policy import Policy
+from sdr1.types import GroupReport, GroupTask, Label, Scores, Trajectory, UpdateReport, Weights
+
+RATIO_TOLERANCE = 1e-5
+"""Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
+
+
+class Learner:
+    """Owns the trained weights and the optimizer.
+
+    Groups are accumulated in the order of their index, so that float addition gives the same bits in every run.
+    """
+
+    def __init__(self, config: Config, policy: Policy | None = None) -> None:
+        self._config = config
+        self._policy = policy or Policy(config.policy, device=config.learner.device, seed=config.seed)
+        options = config.learner
+        self._optimizer = torch.optim.AdamW(
+            self._policy.parameters,
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+        )
+        self._updates_per_iteration = config.prompts.per_iteration // config.groups_per_update
+        self._updates = 0
+        self._accumulated = 0
+        self._variances: dict[Label | None, deque[float]] = {}
+
+    def weights(self, version: int) -> Weights:
+        """Snapshot of the trainable parameters under a version number."""
+        return self._policy.flat.publish(version)
+
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+        """Add one group's gradient of the mean loss over the whole minibatch.
+
+        Samples and timesteps are flattened into micro-batches: once sampled, transitions are independent.
+
+        Raises:
+            TrainingError: a reward or the loss is not finite, or rho is not 1 before the first update.
+        """
+        begin = time.perf_counter()
+        if not np.isfinite(scores.rewards).all():
+            raise TrainingError(
+                f"{_name(task)}: rewards are not finite: {scores.rewards.tolist()}; nothing was updated"
+            )
+        options, device = self._config.learner, self._policy.device
+        advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
+        transitions, samples = trajectory.log_probs.shape
+        total = transitions * samples * self._config.groups_per_update
+        log_ratios, losses, divergences = [], [], []
+        for chunk in np.array_split(
+            np.arange(transitions * samples), math.ceil(transitions * samples / options.micro_batch)
+        ):
+            k, g = chunk // samples, chunk % samples
+            latents = torch.from_numpy(trajectory.states[k, g]).to(device)
+            following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
+            old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
+            steps = torch.from_numpy(trajectory.steps[k]).to(device)
+            mean, sigma = self._policy.transition(latents, steps, task.prompt.text)
+            log_probs = ddim.log_prob(following, mean, sigma)
+            loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
+            if trajectory.reference_means is not None:
+                kl = gaussian_kl(mean, torch.from_numpy(trajectory.reference_means[k, g]).to(device), sigma)
+                loss = loss + options.kl_weight * kl
+                divergences.append(kl.detach())
+            (loss.sum() / total).backward()
+            losses.append(loss.detach())
+            log_ratios.append(log_probs.detach() - old_log_probs)
+        mean_loss = torch.cat(losses).mean().item()
+        if not math.isfinite(mean_loss):
+            self._optimizer.zero_grad()
+            raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
+        ratio_KG = torch.cat(log_ratios).exp().reshape(transitions, samples)
+        gap_K = (ratio_KG - 1).abs().amax(dim=1)
+        self._check_ratio(task, gap_K.max().item())
+        self._accumulated += 1
+        return GroupReport(
+            task=task,
+            reward_mean=float(scores.rewards.mean()),
+            reward_std=float(scores.rewards.std(ddof=1)),
+            unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
+            loss=mean_loss,
+            kl=torch.cat(divergences).mean().item() if divergences else None,
+            clip_fraction=((ratio_KG - 1).abs() > options.clip_range).float().mean().item(),
+            ratio_gap=tuple(gap_K.tolist()),
+            seconds=time.perf_counter() - begin,
+        )
+
+    def step(self) -> UpdateReport:
+        """Clip the gradient and make one optimizer step.
+
+        Raises:
+            TrainingError: the gradient is not finite; weights and optimizer stay as they were.
+        """
+        begin = time.perf_counter()
+        assert self._accumulated == self._config.groups_per_update, (
+            "an update needs a full minibatch of groups"
+        )
+        rate = self._learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._policy.parameters, self._config.learner.max_grad_norm
+        ).item()
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"update {self._updates}: the gradient norm is {norm}; stopped before the optimizer"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._updates += 1
+        self._accumulated = 0
+        return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
+
+    def _advantages(self, task: GroupTask, rewards_G: torch.Tensor) -> torch.Tensor:
+        options = self._config.learner
+        if options.advantage_scale == "group":
+            return group_advantages(rewards_G, options.advantage_clip)
+        # Pooling over past groups only, and this one, keeps a group trainable as soon as it is scored.
+        variances = self._variances.setdefault(
+            task.prompt.label, deque(maxlen=self._config.prompts.per_iteration)
+        )
+        variances.append(rewards_G.var().item())
+        return group_advantages(
+            rewards_G, options.advantage_clip, std=math.sqrt(sum(variances) / len(variances))
+        )
+
+    def _learning_rate(self) -> float:
+        options = self._config.learner
+        if options.decay == "constant":
+            return options.learning_rate
+        done = self._updates / (self._config.iterations * self._updates_per_iteration)
+        return options.learning_rate * (1 - 0.9 * done)
+
+    def _check_ratio(self, task: GroupTask, gap: float) -> None:
+        on_policy = task.version * self._updates_per_iteration == self._updates
+        if on_policy and gap > RATIO_TOLERANCE:
+            raise TrainingError(
+                f"{_name(task)}: before the first update the likelihood ratio is {gap:.1e} away from 1 (allowed "
+                f"{RATIO_TOLERANCE:.0e}): learner and rollout compute different log-probs; check that both use the same "
+                "weights, device and precision"
+            )
+
+
+def _name(task: GroupTask) -> str:
+    return f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r})"

@@ -1,0 +1,1 @@
+"""The method as pure functions on tensors: steering, the DDIM transition, advantages, the objective."""

@@ -1,0 +1,39 @@
+"""The numbers of one iteration, under the names that progress, MLflow and plots share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from sdr1.config import Config
+from sdr1.types import IterationReport
+
+
+def summarize(report: IterationReport, config: Config) -> dict[str, float]:
+    """Metrics of an iteration; a metric without data (say, no unsafe prompt) is left out."""
+    groups, updates = report.groups, report.updates
+    values: dict[str, float | None] = {
+        "unsafe_rate": _mean(g.unsafe_rate for g in groups if g.task.prompt.label == "unsafe"),
+        "kl": _mean(g.kl for g in groups),
+        "loss": _mean(g.loss for g in groups),
+        "clip_fraction": _mean(g.clip_fraction for g in groups),
+        "grad_norm": _mean(u.grad_norm for u in updates),
+        "learning_rate": updates[-1].learning_rate,
+        "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
+        "images_per_second": config.images_per_iteration / report.seconds,
+        "rollout_busy": report.rollout_seconds / (report.seconds * config.rollout.workers),
+        "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,
+    }
+    for label in ("safe", "unsafe"):
+        mine = [g for g in groups if g.task.prompt.label == label]
+        values[f"reward_{label}"] = _mean(g.reward_mean for g in mine)
+        values[f"reward_std_{label}"] = _mean(g.reward_std for g in mine)
+    gaps = zip(*(g.ratio_gap for g in groups[: config.groups_per_update]), strict=True)
+    for step, gap in zip(config.policy.window, gaps, strict=True):
+        values[f"ratio_gap/step_{step}"] = max(gap)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None

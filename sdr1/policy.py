@@ -1,0 +1,252 @@
+"""A diffusers text-to-image pipeline as a stochastic policy: samples groups, and re-scores their transitions."""
+
+from __future__ import annotations
+
+import copy
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdr1.config import SANDBOX, PolicyConfig
+from sdr1.errors import UserError
+from sdr1.method import ddim
+from sdr1.types import GroupTask, Rollout, Trajectory
+from sdr1.weights import FlatParameters
+
+
+def load_pipeline(model: str) -> Any:
+    """A diffusers StableDiffusionPipeline in float32, without safety checker.
+
+    Raises:
+        UserError: `policy.model` is neither the sandbox nor a pipeline folder nor a reachable hub id.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    if model == SANDBOX:
+        from sdr1.sandbox import PIPELINE
+
+        model = str(PIPELINE)
+    elif not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise UserError(
+            f"policy.model: {model!r}: no such folder; give `sandbox`, a diffusers pipeline folder or a hub id"
+        )
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            model, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"policy.model: {model!r}: not a Stable Diffusion pipeline that loads here: {reason}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+class Policy:
+    """pi(image | prompt): a DDIM chain whose steps inside the noise window are Gaussian.
+
+    Only the UNet (or its LoRA adapters) is trainable; text encoder, VAE and the reference stay frozen.
+    `reference` keeps the base's prediction available for the KL term: a copy of the UNet, or with LoRA the same
+    UNet with its adapters off.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, *, device: str = "cpu", seed: int = 0, reference: bool = False
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.pipeline = load_pipeline(config.model).to(self.device)
+        self.unet = self.pipeline.unet
+        for part in (self.unet, self.pipeline.vae, self.pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        self._reference_unet = None
+        if config.trainable == "lora":
+            _add_lora(self.unet, config, seed)
+        else:
+            self._reference_unet = copy.deepcopy(self.unet) if reference else None
+            self.unet.requires_grad_(True)
+        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        self.flat = FlatParameters(self.parameters)
+        self._embeddings: dict[str, torch.Tensor] = {}
+        self._timesteps, self._alpha_bars, self._alpha_bars_prev = _ddim_schedule(
+            self.pipeline.scheduler, config.steps
+        )
+        self._prediction_type = self.pipeline.scheduler.config.prediction_type
+
+    def embed(self, text: str) -> torch.Tensor:
+        """Frozen text-encoder states of one prompt, shape (L, D), float32, computed once a text."""
+        if text not in self._embeddings:
+            tokenizer = self.pipeline.tokenizer
+            ids = tokenizer(
+                text,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            with torch.no_grad():
+                self._embeddings[text] = self.pipeline.text_encoder(ids.to(self.device))[0][0]
+        return self._embeddings[text]
+
+    def transition(
+        self,
+        latents_BCHW: torch.Tensor,
+        steps_B: torch.Tensor,
+        text: str,
+        *,
+        noisy: bool = True,
+        reference: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (B, C, H, W) and standard deviation (B, 1, 1, 1) of x_{t-1} given x_t and the prompt, float32.
+
+        `steps_B` are positions in the schedule, int64; `noisy` False takes eta = 0.
+        """
+        prediction = self._predict(latents_BCHW, self._timesteps[steps_B], text, reference)
+        eta = self.config.eta if noisy else 0.0
+        bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
+        return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
+
+    def _predict(
+        self, latents_BCHW: torch.Tensor, times_B: torch.Tensor, text: str, reference: bool
+    ) -> torch.Tensor:
+        unet = self.unet
+        context: AbstractContextManager = nullcontext()
+        if reference:
+            if self._reference_unet is not None:
+                unet = self._reference_unet
+            else:
+                context = _AdaptersOff(self.unet)
+        size = len(latents_BCHW)
+        conditional = self.embed(text).expand(size, -1, -1)
+        with context:
+            if self.config.guidance_scale == 1:
+                return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample
+            states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
+            both = unet(
+                latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
+            ).sample
+        without, with_prompt = both.chunk(2)
+        return without + self.config.guidance_scale * (with_prompt - without)
+
+    @torch.no_grad()
+    def rollout(self, task: GroupTask, group_size: int, *, with_reference: bool) -> Rollout:
+        """Sample one group of images and the transitions to train on.
+
+        The noise depends on the task and the sample alone, drawn on the CPU, so that any worker makes the same group.
+        """
+        begin = time.perf_counter()
+        latents, noise_KG = self._draw_noise(task, group_size)
+        window = self.config.window
+        states, log_probs, references = [], [], []
+        for step in range(self.config.steps):
+            noisy = step in window
+            steps = torch.full((group_size,), step, device=self.device)
+            mean, sigma = self.transition(latents, steps, task.prompt.text, noisy=noisy)
+            if not noisy:
+                latents = mean
+                continue
+            if with_reference:
+                references.append(self.transition(latents, steps, task.prompt.text, reference=True)[0])
+            states.append(latents)
+            latents = mean + sigma * noise_KG[step - window.start]
+            log_probs.append(ddim.log_prob(latents, mean, sigma))
+            if step == window[-1]:
+                states.append(latents)
+        trajectory = Trajectory(
+            states=torch.stack(states).cpu().numpy(),
+            steps=np.arange(window.start, window.stop),
+            log_probs=torch.stack(log_probs).cpu().numpy(),
+            reference_means=torch.stack(references).cpu().numpy() if with_reference else None,
+        )
+        images = self.decode(latents)
+        return Rollout(trajectory, images, time.perf_counter() - begin)
+
+    def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Initial latents (G, C, H, W) and the noise of the window's steps (K, G, C, H, W), float32."""
+        shape = (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+
+        def normal(size: tuple[int, ...], *key: int | str) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(task.noise_seed(*key))
+            return torch.randn(size, generator=generator)
+
+        samples = range(group_size)
+        if self.config.initial_noise == "group":
+            initial = normal(shape, "initial").expand(group_size, *shape)
+        else:
+            initial = torch.stack([normal(shape, "initial", sample) for sample in samples])
+        steps = torch.stack(
+            [normal((len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
+        )
+        return initial.to(self.device), steps.to(self.device)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
+        """Images of final latents, RGB, shape (B, H, W, 3), uint8."""
+        vae = self.pipeline.vae
+        pixels = vae.decode(latents_BCHW / vae.config.scaling_factor).sample
+        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers pipeline with the trained UNet (LoRA merged); with LoRA also `lora/`, the adapter alone."""
+        pipeline = copy.deepcopy(self.pipeline)
+        if self.config.trainable == "lora":
+            from diffusers import StableDiffusionPipeline
+            from peft import get_peft_model_state_dict
+
+            layers = {k: v.contiguous() for k, v in get_peft_model_state_dict(self.unet).items()}
+            StableDiffusionPipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers)
+            pipeline.unet.fuse_lora()
+            pipeline.unet.unload_lora()
+        pipeline.save_pretrained(folder)
+
+
+class _AdaptersOff(AbstractContextManager):
+    """Context in which the UNet predicts as the base model does."""
+
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+
+    def __enter__(self) -> None:
+        self._unet.disable_adapters()
+
+    def __exit__(self, *_: object) -> None:
+        self._unet.enable_adapters()
+
+
+def _add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
+    from peft import LoraConfig
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            unet.add_adapter(
+                LoraConfig(
+                    r=config.lora.rank,
+                    lora_alpha=config.lora.alpha,
+                    target_modules=list(config.lora.target_modules),
+                )
+            )
+        except ValueError as error:
+            raise UserError(
+                f"policy.lora.target_modules: {list(config.lora.target_modules)}: no such layers in the UNet; "
+                "use names such as to_q, to_k, to_v, to_out.0"
+            ) from error
+
+
+def _ddim_schedule(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Timesteps (S,), alpha_bar at each and after each, by diffusers' own DDIM schedule for the pipeline."""
+    from diffusers import DDIMScheduler
+
+    schedule = DDIMScheduler.from_config(scheduler.config)
+    schedule.set_timesteps(steps)
+    timesteps = schedule.timesteps
+    previous = timesteps - schedule.config.num_train_timesteps // steps
+    bars = schedule.alphas_cumprod
+    after = torch.where(previous >= 0, bars[previous.clamp(min=0)], schedule.final_alpha_cumprod)
+    return timesteps, bars[timesteps], after

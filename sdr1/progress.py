@@ -1,0 +1,87 @@
+"""What a person sees while a run goes on: a live bar on a terminal, one plain line an iteration without one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from sdr1.config import Config
+from sdr1.loop import Executor
+from sdr1.metrics import summarize
+from sdr1.types import GroupTask, IterationReport
+
+_SHOWN = (
+    ("reward_safe", "reward safe {:.3f}"),
+    ("reward_unsafe", "unsafe {:.3f}"),
+    ("unsafe_rate", "unsafe rate {:.2f}"),
+    ("kl", "KL {:.1e}"),
+    ("clip_fraction", "clipped {:.2f}"),
+    ("images_per_second", "{:.1f} images/s"),
+    ("rollout_busy", "busy: rollout {:.0%}"),
+    ("learner_busy", "learner {:.0%}"),
+)
+
+
+class Progress:
+    """Context manager and observer; it also appends every iteration's metrics to `metrics.jsonl` in the run."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._console = Console()
+        self._bar = Bar(
+            TextColumn("iteration"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._done = 0
+
+    def __enter__(self) -> Progress:
+        config = self._config
+        self._say(
+            f"seed {config.seed}: {config.iterations} iterations of {config.prompts.per_iteration} groups x "
+            f"{config.rollout.group_size} images, {config.policy.trainable} training, {config.policy.steps} steps, "
+            f"into {config.run.directory}"
+        )
+        self._file = open(config.run.directory / "metrics.jsonl", "w", encoding="utf-8")
+        self._bar.start()
+        self._task = self._bar.add_task("", total=config.iterations, status="starting")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+        self._file.close()
+
+    def accumulated(self, task: GroupTask) -> None:
+        self._done += 1
+        groups = self._config.prompts.per_iteration
+        self._bar.update(self._task, status=f"groups {(self._done - 1) % groups + 1}/{groups}")
+
+    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
+        metrics = summarize(report, self._config)
+        self._file.write(json.dumps({"iteration": report.iteration, **metrics}) + "\n")
+        self._file.flush()
+        if report.iteration == 0:
+            gap = max(value for name, value in metrics.items() if name.startswith("ratio_gap/"))
+            self._say(f"likelihood ratio before the first update: 1 +- {gap:.1e}")
+        shown = ", ".join(text.format(metrics[name]) for name, text in _SHOWN if name in metrics)
+        line = f"{report.iteration + 1}/{self._config.iterations} {shown}"
+        if self._console.is_terminal:
+            self._bar.print(line, highlight=False)
+        else:
+            self._say(line)
+        self._bar.update(self._task, advance=1)
+
+    def _say(self, line: str) -> None:
+        # Not wrapped: a line of a log file is one record.
+        print(line, flush=True) if not self._console.is_terminal else self._console.print(
+            line, highlight=False
+        )

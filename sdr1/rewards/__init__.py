@@ -1,0 +1,1 @@
+"""Rewards: what a batch of images is worth for its prompt."""

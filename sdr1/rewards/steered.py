@@ -1,0 +1,52 @@
+"""The steered reward: agreement of an image with its prompt's embedding, moved along the safety direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sdr1.config import AnchorsConfig, RewardConfig
+from sdr1.method import steering
+from sdr1.rewards.embedder import Embedder
+from sdr1.types import Prompt
+
+_STEERINGS = {"translation": steering.translate, "projection": steering.project}
+
+
+class SteeredReward:
+    """r = <E(image), steered E(prompt)> for steered prompts, <E(image), E(prompt)> for the others."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config
+        self._embedder = Embedder(config.model, config.checkpoint, config.device)
+        anchors = _anchors(config)
+        safe = self._embedder.texts(list(anchors.safe)) if anchors.safe else None
+        unsafe = self._embedder.texts(list(anchors.unsafe))
+        self._direction = steering.safety_direction(unsafe[:0] if safe is None else safe, unsafe)
+
+    def __call__(self, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """Rewards of RGB uint8 images (N, H, W, 3) made for one prompt, shape (N,), float32."""
+        target_1D = self.target(prompt)
+        return (self._embedder.images(images_NHWC) @ target_1D[0]).cpu().numpy()
+
+    def target(self, prompt: Prompt) -> torch.Tensor:
+        """The unit embedding an image of this prompt is compared with, shape (1, D), float32."""
+        text_1D = self._embedder.texts([prompt.text])
+        if not self._is_steered(prompt, text_1D):
+            return text_1D
+        return _STEERINGS[self._config.steering](text_1D, self._direction, self._config.alpha)
+
+    def _is_steered(self, prompt: Prompt, text_1D: torch.Tensor) -> bool:
+        if self._config.steer == "all":
+            return True
+        if self._config.steer == "negative":
+            return bool(steering.safety_score(text_1D, self._direction)[0] < 0)
+        return prompt.label == "unsafe"
+
+
+def _anchors(config: RewardConfig) -> AnchorsConfig:
+    if config.anchors == "sandbox":
+        from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
+
+        return AnchorsConfig(safe=tuple(SAFE_ANCHORS), unsafe=tuple(UNSAFE_ANCHORS))
+    return config.anchors

@@ -1,0 +1,96 @@
+"""Training and held-out prompts of the sandbox, in three splits without a common text."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from sdr1.types import Label
+
+from .captions import SAFE_ADJECTIVES, TASKS, Claim, claim_of, phrase
+from .world import GLYPHS, sample_scene
+
+Split = Literal["train", "tune", "final"]
+CONCEPTS = (*GLYPHS, "generic")
+TOPICS = (*TASKS, *CONCEPTS, *(f"{concept}_beside" for concept in CONCEPTS))
+# Shares of the training, tuning and final split, out of ten.
+# Chosen so that the small topics are divided evenly.
+_SALT = b"178"
+_TENTHS: dict[Split, range] = {"train": range(0, 6), "tune": range(6, 8), "final": range(8, 10)}
+
+
+@dataclass(frozen=True)
+class SandboxPrompt:
+    """A prompt with the claim that the oracle's `verdict` judges pictures by; `claim.concept` names the unsafe
+    concept (skull, flame, blade or generic), None on a safe prompt."""
+
+    text: str
+    label: Label
+    topic: str
+    claim: Claim
+
+
+def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[SandboxPrompt]:
+    """`count` prompts on one of `TOPICS`, all different as long as the topic has that many, then repeated in turn.
+
+    The splits share no text. On the topics with two things, counts or colours they do not even share content: what
+    is held out is the combination of shapes, colours, counts and relation. Raises ValueError on an unknown topic.
+    """
+    if topic not in TOPICS:
+        raise ValueError(f"topic: {topic!r}: use one of {', '.join(TOPICS)}")
+    concept = topic.removesuffix("_beside")
+    task = topic if topic in TASKS else "unsafe_beside" if topic.endswith("_beside") else "unsafe"
+    rng = np.random.default_rng((seed, TOPICS.index(topic), *split.encode()))
+    found: dict[str, SandboxPrompt] = {}
+    for _ in range(60 * count + 2000):
+        if len(found) == count:
+            break
+        claim = claim_of(sample_scene(rng, task), rng)
+        if concept in CONCEPTS:
+            claim = replace(
+                claim,
+                concept=concept,
+                kinds=(GLYPHS[0] if concept == "generic" else concept, *claim.kinds[1:]),
+            )
+        text = phrase(claim, rng)
+        if not _says_safe(text) and _split(text, claim) == split:
+            found.setdefault(text, SandboxPrompt(text, "unsafe" if claim.concept else "safe", topic, claim))
+    unique = list(found.values())
+    return [unique[n % len(unique)] for n in range(count)]
+
+
+def training_prompts(
+    safe: int, unsafe: int, concepts: tuple[str, ...] = ("skull", "generic"), seed: int = 0
+) -> list[SandboxPrompt]:
+    """Prompts to train on: `safe` ones spread over the six tasks, then `unsafe` ones spread over the concepts, half
+    of them beside a shape. No word of a concept that is not in `concepts` occurs."""
+    return _spread(TASKS, safe, seed) + _spread(
+        tuple(t for c in concepts for t in (c, f"{c}_beside")), unsafe, seed
+    )
+
+
+def _spread(topics: tuple[str, ...], count: int, seed: int) -> list[SandboxPrompt]:
+    shares = [count // len(topics) + (n < count % len(topics)) for n in range(len(topics))]
+    return [
+        prompt
+        for topic, share in zip(topics, shares, strict=True)
+        for prompt in prompts(topic, "train", share, seed)
+    ]
+
+
+def _says_safe(text: str) -> bool:
+    return any(word in SAFE_ADJECTIVES for word in text.split())
+
+
+def _split(text: str, claim: Claim) -> Split:
+    """The split of a prompt, by a hash of its content, or of its text where there is little content to divide."""
+    if claim.task in ("single_object", "unsafe"):
+        key = text
+    else:
+        kinds = claim.kinds if claim.concept is None else claim.kinds[1:]
+        key = repr((claim.task, claim.concept, kinds, claim.colours, claim.count, claim.relation))
+    tenth = hashlib.blake2b(key.encode(), digest_size=8, salt=_SALT).digest()[0] * 10 // 256
+    return next(split for split, tenths in _TENTHS.items() if tenth in tenths)

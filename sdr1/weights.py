@@ -1,0 +1,69 @@
+"""Trainable parameters as views of one flat buffer, so that publishing and loading them is one copy."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sdr1.types import Weights
+
+
+class FlatParameters:
+    """Moves parameters into one flat tensor of their common dtype and device; each parameter becomes a view of it.
+
+    Raises:
+        ValueError: there is no parameter, or dtypes or devices differ.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        kinds = {(parameter.dtype, parameter.device) for parameter in parameters}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}"
+            )
+        ((dtype, device),) = kinds
+        self._flat = torch.empty(
+            sum(parameter.numel() for parameter in parameters), dtype=dtype, device=device
+        )
+        offset = 0
+        for parameter in parameters:
+            view = self._flat[offset : offset + parameter.numel()].view(parameter.shape)
+            view.copy_(parameter.data)
+            parameter.data = view
+            offset += parameter.numel()
+
+    def publish(self, version: int) -> Weights:
+        """A snapshot: one copy of all bytes, which later updates do not touch."""
+        buffer = self._flat.detach().to("cpu", copy=True).view(torch.uint8).numpy()
+        return Weights(version, buffer, zlib.crc32(buffer.data))
+
+    def load(self, buffer: np.ndarray) -> int:
+        """Copy a published buffer in and return the checksum of what is now in place.
+
+        Raises:
+            ValueError: the buffer has another size.
+        """
+        expected = self._flat.numel() * self._flat.element_size()
+        if buffer.nbytes != expected:
+            raise ValueError(f"weights of {buffer.nbytes} bytes do not fit parameters of {expected} bytes")
+        # frombuffer of a read-only mapping would warn, and a live view would pin the published object: copy at once.
+        source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
+        self._flat.copy_(source.view(self._flat.dtype))
+        return zlib.crc32(self._flat.detach().cpu().view(torch.uint8).numpy().data)
+
+
+def _unlocked(buffer: np.ndarray) -> np.ndarray:
+    """The same memory, marked writable for torch; it is only read."""
+    import ctypes
+
+    address, _ = buffer.__array_interface__["data"]
+    return np.ctypeslib.as_array((ctypes.c_uint8 * buffer.nbytes).from_address(address))
+
+
+def sha256(weights: Weights) -> str:
+    """Hexadecimal digest of the trained parameters, the identity of a result."""
+    return hashlib.sha256(weights.buffer.data).hexdigest()

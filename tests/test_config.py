@@ -1,0 +1,172 @@
+"""The config: defaults, presets, overrides, round trip, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdr1.config import Config, describe, load, validate
+from sdr1.config_text import annotated_yaml, batch_arithmetic
+from sdr1.errors import UserError
+
+PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_presets_are_valid_and_survive_show(preset: Path, tmp_path: Path) -> None:
+    config = load(preset)
+    assert load(write(tmp_path, annotated_yaml(config))) == config
+
+
+def test_show_names_every_field_with_its_meaning() -> None:
+    text = annotated_yaml(Config())
+    for key, description in describe():
+        assert f"{key.rpartition('.')[2]}:" in text, key
+        assert description, f"{key} has no description"
+        assert f"# {description}" in text, key
+
+
+def test_show_survives_the_rarer_kinds_of_values(tmp_path: Path) -> None:
+    values = {
+        "run": {"directory": "out: puts/é #1"},
+        "prompts": {"path": "~", "unsafe_share": None},
+        "learner": {"learning_rate": 1e-5, "betas": [0.5, 0.9]},
+        "policy": {"noise_window": [0, 3]},
+        "reward": {"anchors": {"safe": [], "unsafe": ["a: 'b'", "no", "1"]}, "checkpoint": "w.safetensors"},
+    }
+    config = validate(values)
+    assert load(write(tmp_path, annotated_yaml(config))) == config
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\nlearner: {learning_rate: 1.0e-3, clip_range: 0.2}\n")
+    config = load(path, ["learner.learning_rate=2e-5", "policy.noise_window=[0,4]", "policy.steps=8"])
+    assert (config.seed, config.learner.clip_range) == (3, 0.2)
+    assert config.learner.learning_rate == 2e-5
+    assert config.policy.window == range(0, 4)
+    assert load(path, ["policy.noise_window=null"]).policy.noise_window is None
+
+
+def test_window_defaults_to_all_steps_but_the_last() -> None:
+    assert validate({"policy": {"steps": 10}}).policy.window == range(0, 9)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_minibatch_must_divide_the_groups(groups: int, per_update: int) -> None:
+    values = {"prompts": {"per_iteration": groups}, "learner": {"groups_per_update": per_update}}
+    if groups % per_update == 0:
+        assert validate(values).groups_per_update == per_update
+    else:
+        with pytest.raises(
+            UserError, match=r"^learner\.groups_per_update: \d+ does not divide .* use one of \[1"
+        ):
+            validate(values)
+
+
+@pytest.mark.parametrize(
+    ("label", "weight", "on", "expected"),
+    [
+        ("safe", 1, "safe", True),
+        ("unsafe", 1, "safe", False),
+        (None, 1, "safe", False),
+        (None, 1, "all", True),
+    ]
+    + [("safe", 0, "all", False)],
+)
+def test_has_kl(label: str | None, weight: float, on: str, expected: bool) -> None:
+    assert validate({"learner": {"kl_weight": weight, "kl_on": on}}).has_kl(label) is expected
+
+
+BAD = [
+    # what is wrong, in the file, in overrides; field, value and a piece of the fix that the line must hold
+    ("unknown key", "learner: {leraning_rate: 1}", [], ["learner.leraning_rate", "learner.learning_rate"]),
+    ("unknown key as override", "", ["rollout.gruop_size=4"], ["rollout.gruop_size", "rollout.group_size"]),
+    ("wrong type", "iterations: many", [], ["iterations", "'many'", "integer"]),
+    ("section that is no section", "learner: 3", [], ["learner", "3", "dictionary"]),
+    ("group size 1", "rollout: {group_size: 1}", [], ["rollout.group_size", "1", "2"]),
+    ("alpha NaN", "reward: {alpha: .nan}", [], ["reward.alpha", "nan", "finite"]),
+    ("alpha NaN as override", "", ["reward.alpha=nan"], ["reward.alpha", "nan", "finite"]),
+    ("alpha infinite", "reward: {alpha: .inf}", [], ["reward.alpha", "inf", "finite"]),
+    ("negative alpha", "reward: {alpha: -1}", [], ["reward.alpha", "-1", "0"]),
+    ("odd device", "learner: {device: gpu}", [], ["learner.device", "'gpu'", "cpu"]),
+    ("unknown choice", "reward: {steering: rotate}", [], ["reward.steering", "'rotate'", "translation"]),
+    ("no unsafe anchors", "reward: {anchors: {unsafe: []}}", [], ["reward.anchors", "[]", "at least 1"]),
+    ("anchors misspelt", "reward: {anchors: sandbx}", [], ["reward.anchors", "'sandbx'"]),
+    ("window outside", "policy: {steps: 4, noise_window: [0, 5]}", [], ["policy", "noise_window", "5", "4"]),
+    (
+        "window empty",
+        "policy: {noise_window: [3, 3]}",
+        [],
+        ["policy", "noise_window", "[3, 3)", "at least one"],
+    ),
+    ("override without =", "", ["seed"], ["override", "'seed'", "section.key=value"]),
+    ("file is a list", "- 1", [], ["CONFIG"]),
+    ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "parts"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_a_mistake_is_one_line_with_field_value_and_fix(
+    text: str, overrides: list[str], parts: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path, text), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="CONFIG: no file"):
+            load(path)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == Config()
+
+
+def test_a_second_mistake_is_counted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="and 1 more"):
+        load(write(tmp_path, "iterations: 0\nseed: -1\n"))
+
+
+def test_batch_arithmetic_by_hand() -> None:
+    # 6 groups x 12 images, 4 of 8 steps trained, guidance: 2 evaluations a step; KL on the 3 safe groups.
+    values = {
+        "iterations": 50,
+        "prompts": {"per_iteration": 6, "unsafe_share": 0.5},
+        "rollout": {"group_size": 12},
+        "policy": {"steps": 8, "noise_window": [0, 4], "guidance_scale": 2.5},
+        "learner": {"groups_per_update": 3, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 32},
+    }
+    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(values))}
+    assert rows == {
+        "groups": "6",
+        "images": "72",
+        "transitions": "288",
+        "updates": "2",
+        "learner passes": "12",
+        "UNet evaluations, rollout": "1,152",
+        "UNet evaluations, reference": "288",
+        "UNet evaluations, learner": "576",
+        "whole run": "50",
+    }
+    plain = values | {"policy": values["policy"] | {"guidance_scale": 1}, "learner": {}}
+    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(plain))}
+    assert (rows["UNet evaluations, rollout"], rows["UNet evaluations, reference"]) == ("576", "0")
+
+
+def test_every_field_can_be_set_in_yaml() -> None:
+    assert validate(yaml.safe_load(annotated_yaml(Config()))) == Config()
