@@ -260,7 +260,9 @@ def validate(values: Any) -> Config:
 
 def _one_line(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal"))
+    # Members of a union appear in `loc` under their type's name.
+    hidden = ("literal", "AnchorsConfig")
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])

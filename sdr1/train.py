@@ -15,6 +15,7 @@ from sdr1.files import write_text
 from sdr1.loop import Executor
 from sdr1.policy import Policy, load_pipeline
 from sdr1.progress import Progress
+from sdr1.rewards.embedder import Embedder
 from sdr1.runtime import prepare_process, require_device
 from sdr1.types import Weights
 from sdr1.weights import sha256
@@ -64,6 +65,7 @@ def check(config: Config) -> prompts.PromptStream:
         require_device(f"{section}.device", getattr(config, section).device)
     stream = prompts.PromptStream(prompts.read(config.prompts.path), config)
     load_pipeline(config.policy.model)
+    Embedder(config.reward.model, config.reward.checkpoint, "cpu")
     return stream
 
 
