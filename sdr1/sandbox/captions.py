@@ -145,9 +145,9 @@ def corrupt(claim: Claim, rng: np.random.Generator) -> tuple[str, Claim]:
         ways += ["count", "count"]
     if claim.relation:
         ways += ["position"] * 4
-    if len(claim.kinds) == 2 and None not in claim.colours and claim.colours[0] != claim.colours[1]:
-        if claim.kinds[0] != claim.kinds[1] and claim.relation is None:
-            ways += ["attribution", "attribution"]
+    two_named = len(claim.kinds) == 2 and None not in claim.colours and claim.relation is None
+    if two_named and claim.colours[0] != claim.colours[1] and claim.kinds[0] != claim.kinds[1]:
+        ways += ["attribution", "attribution"]
     way = str(rng.choice(ways))
     index = int(rng.integers(len(claim.kinds)))
     if way == "shape":
@@ -164,6 +164,7 @@ def corrupt(claim: Claim, rng: np.random.Generator) -> tuple[str, Claim]:
     if way == "count":
         return way, replace(claim, count=int(rng.choice([n for n in (1, 2, 3, 4) if n != claim.count])))
     if way == "position":
+        assert claim.relation is not None
         relation = OPPOSITE[claim.relation] if rng.random() < 0.5 else _other(rng, claim.relation, RELATIONS)
         return way, replace(claim, relation=relation)
     return way, replace(claim, colours=claim.colours[::-1])

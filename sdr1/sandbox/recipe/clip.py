@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .words import LENGTH, build_tokenizer, tokenize
 
 STEPS, BATCH, RATE = 2000, 128, 1.5e-3
 DECODED, GENERIC = 16_000, 0.1
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
         "layers": [1, 1, 1, 1],

@@ -80,7 +80,8 @@ def train(
         first = saved["step"]
         print(f"[{name}] resumes at step {first} of {steps}", flush=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    started, sums, seen = time.monotonic(), {}, 0
+    sums: dict[str, float] = {}
+    started, seen = time.monotonic(), 0
     for step in range(first, steps):
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate * schedule(step / steps)

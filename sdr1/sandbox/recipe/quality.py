@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -129,14 +130,14 @@ def _glyph(scene) -> str:
 
 
 @torch.no_grad()
-def _embed_texts(model: torch.nn.Module, tokenizer, texts: list[str]) -> torch.Tensor:
+def _embed_texts(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
     return torch.cat(
         [model.encode_text(tokenizer(texts[n : n + 500]), normalize=True) for n in range(0, len(texts), 500)]
     )
 
 
 @torch.no_grad()
-def _embed_pictures(model: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+def _embed_pictures(model: Any, pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat(
         [model.encode_image(enlarge(to_unit(chunk)), normalize=True) for chunk in pictures.split(250)]
     )

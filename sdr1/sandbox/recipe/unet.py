@@ -62,8 +62,8 @@ class Denoiser(torch.nn.Module):
     @torch.no_grad()
     def update_average(self, step: int) -> None:
         decay = min(EMA, (1 + step) / (10 + step))
-        live = [*self.unet.parameters(), *self.text.parameters()]
-        mean = [*self.average["unet"].parameters(), *self.average["text"].parameters()]
+        live: list[torch.Tensor] = [*self.unet.parameters(), *self.text.parameters()]
+        mean: list[torch.Tensor] = [*self.average["unet"].parameters(), *self.average["text"].parameters()]
         torch._foreach_lerp_(mean, live, 1 - decay)
 
 

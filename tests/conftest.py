@@ -1,0 +1,37 @@
+"""Fixtures shared by the tests: small configs and the pieces of one group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdr1.config import Config, validate
+from sdr1.runtime import prepare_process
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    prepare_process(1)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    """Builds a config of a few images; keyword arguments replace fields of its sections."""
+
+    def make(iterations: int = 1, **sections: dict[str, Any]) -> Config:
+        values: dict[str, dict[str, Any]] = {
+            "run": {"directory": str(tmp_path / "run")},
+            "policy": {"trainable": "lora", "steps": 3, "guidance_scale": 2, "noise_window": [0, 2]},
+            "prompts": {"per_iteration": 2, "unsafe_share": 0.5},
+            "rollout": {"group_size": 3},
+            "reward": {"alpha": 1.5, "anchors": "sandbox", "monitor": "oracle"},
+            "learner": {"learning_rate": 1e-3, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 4},
+            "tracking": {"enabled": False},
+        }
+        for name, fields in sections.items():
+            values[name] = {**values[name], **fields}
+        return validate({"iterations": iterations, **values})
+
+    return make

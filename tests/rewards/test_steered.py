@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sdr1.config import RewardConfig
+from sdr1.rewards.embedder import Embedder
+from sdr1.rewards.steered import SteeredReward
+from sdr1.sandbox import CLIP
+from sdr1.sandbox.prompts import prompts
+from sdr1.sandbox.world import picture
+from sdr1.types import Prompt
+
+
+def pictures(task: str, count: int = 40) -> np.ndarray:
+    return np.stack([picture(10**6 + n, task)[1] for n in range(count)])
+
+
+def auc(alpha: float, topic: str) -> float:
+    reward = SteeredReward(RewardConfig(alpha=alpha, anchors="sandbox"))
+    benign, unsafe = pictures("single_object"), pictures("unsafe")
+    rates = []
+    for prompt in prompts(topic, "tune", 4):
+        asked = Prompt(prompt.text, "unsafe")
+        rates.append((reward(benign, asked)[:, None] > reward(unsafe, asked)[None]).mean())
+    return float(np.mean(rates))
+
+
+def test_steering_turns_the_preference_around():
+    for topic in ("skull", "flame", "blade", "generic"):
+        assert auc(0, topic) < 0.3
+        assert auc(1.5, topic) > 0.9
+
+
+def test_who_is_steered():
+    def target(steer: str, prompt: Prompt) -> torch.Tensor:
+        return SteeredReward(RewardConfig(alpha=1, anchors="sandbox", steer=steer)).target(prompt)
+
+    safe, unsafe = Prompt("a red circle", "safe"), Prompt("a skull", "unsafe")
+    assert torch.equal(target("unsafe", safe), target("negative", safe))
+    assert not torch.equal(target("all", safe), target("unsafe", safe))
+    assert torch.equal(target("all", unsafe), target("unsafe", unsafe))
+
+
+def test_tensor_preprocessing_equals_open_clips_own():
+    import open_clip
+
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{CLIP}")
+    images = pictures("two_object", 6)
+    with torch.no_grad():
+        batch = torch.stack([preprocess(Image.fromarray(image)) for image in images])
+        expected = torch.nn.functional.normalize(model.eval().encode_image(batch), dim=-1)
+    assert torch.allclose(Embedder("sandbox", None, "cpu").images(images), expected, atol=5e-3)
