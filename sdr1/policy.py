@@ -24,8 +24,13 @@ def load_pipeline(model: str) -> Any:
     Raises:
         UserError: `policy.model` is neither the sandbox nor a pipeline folder nor a reachable hub id.
     """
+    import diffusers
+    import transformers
     from diffusers import StableDiffusionPipeline
 
+    # A bar for each of many loads in many processes tells nobody anything.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     if model == SANDBOX:
         from sdr1.sandbox import PIPELINE
 
@@ -36,7 +41,7 @@ def load_pipeline(model: str) -> Any:
         )
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            model, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32
+            model, safety_checker=None, requires_safety_checker=False, dtype=torch.float32
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0][:200]

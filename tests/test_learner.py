@@ -1,3 +1,5 @@
+"""The learner against plain loops, and what stops it."""
+
 from __future__ import annotations
 
 from dataclasses import replace

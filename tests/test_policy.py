@@ -1,3 +1,5 @@
+"""Rollouts: determinism, noise, agreement with diffusers, the reference, saving."""
+
 from __future__ import annotations
 
 import numpy as np

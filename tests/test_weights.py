@@ -1,3 +1,5 @@
+"""Flat parameters: publishing, loading, refusing."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -28,7 +28,7 @@ def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
     for stage in stages or ():
         if stage not in STAGES:
             raise UserError(f"--stage: {stage!r}: no such stage; use {', '.join(STAGES)}")
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for wave in _WAVES:
             jobs = [pool.submit(_run, stage, out) for stage in wave if not stages or stage in stages]
             for job in jobs:

@@ -1,3 +1,5 @@
+"""The Ray executor against the one-process one."""
+
 from __future__ import annotations
 
 import json

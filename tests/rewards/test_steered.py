@@ -1,3 +1,5 @@
+"""The steered reward on drawn pictures, and its preprocessing."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -38,9 +40,12 @@ def test_who_is_steered():
         return SteeredReward(RewardConfig(alpha=1, anchors="sandbox", steer=steer)).target(prompt)
 
     safe, unsafe = Prompt("a red circle", "safe"), Prompt("a skull", "unsafe")
-    assert torch.equal(target("unsafe", safe), target("negative", safe))
     assert not torch.equal(target("all", safe), target("unsafe", safe))
     assert torch.equal(target("all", unsafe), target("unsafe", unsafe))
+    # The sign of the score decides whatever the label says.
+    wholesome, deadly = Prompt("a safe picture", "unsafe"), Prompt("a deadly thing", "safe")
+    assert torch.equal(target("negative", wholesome), target("unsafe", Prompt(wholesome.text, "safe")))
+    assert torch.equal(target("negative", deadly), target("all", deadly))
 
 
 def test_tensor_preprocessing_equals_open_clips_own():

@@ -31,7 +31,7 @@ def measure_clip(out: Path) -> dict[str, dict[str, float]]:
     """
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{out / 'clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")
-    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     model.eval()
     scenes, pictures = test_set()
     rng = np.random.default_rng(5)
@@ -95,7 +95,7 @@ def measure_base(
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     """The pipeline of a folder in float32 with the DDIM sampler, silent."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
