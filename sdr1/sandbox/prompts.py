@@ -91,6 +91,8 @@ def _split(text: str, claim: Claim) -> Split:
         key = text
     else:
         kinds = claim.kinds if claim.concept is None else claim.kinds[1:]
-        key = repr((claim.task, claim.concept, kinds, claim.colours, claim.count, claim.relation))
+        # With two colours named, both tasks ask for the same texts.
+        task = "pair" if claim.task in ("two_object", "color_attr") else claim.task
+        key = repr((task, claim.concept, kinds, claim.colours, claim.count, claim.relation))
     tenth = hashlib.blake2b(key.encode(), digest_size=8, salt=_SALT).digest()[0] * 10 // 256
     return next(split for split, tenths in _TENTHS.items() if tenth in tenths)

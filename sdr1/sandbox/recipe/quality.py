@@ -21,6 +21,14 @@ from .data import test_set, to_unit
 from .oracle import through_vae
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
+GUIDANCES = (2.5, 4.0)
+
+
+def measure(out: Path, work: Path) -> dict[str, dict]:
+    """The report on CLIP and on the base model at two guidance scales; nothing is left in `work`."""
+    oracle = Oracle.load(out / "oracle.safetensors")
+    bases = {f"base_guidance_{g:g}": measure_base(out / "pipeline", oracle, g)[0] for g in GUIDANCES}
+    return {**measure_clip(out), **bases}
 
 
 def measure_clip(out: Path) -> dict[str, dict[str, float]]:

@@ -1,0 +1,104 @@
+"""The shipped sandbox models: size, formats, and what the oracle and CLIP can tell apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from sdr1.policy import load_pipeline
+from sdr1.rewards.embedder import Embedder
+from sdr1.sandbox import CLIP, ORACLE, PIPELINE, WEIGHTS
+from sdr1.sandbox.captions import TASKS, VOCABULARY, claim_of, corrupt, phrase
+from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
+from sdr1.sandbox.prompts import TOPICS, prompts, training_prompts
+from sdr1.sandbox.recipe.oracle import exact_share, through_vae
+from sdr1.sandbox.world import picture
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    scenes, pixels = zip(*(picture(20_000_000 + n) for n in range(600)), strict=True)
+    return list(scenes), torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def test_weights_are_small_safetensors():
+    files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 16_000_000
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_pictures_are_functions_of_their_seed():
+    assert np.array_equal(picture(5)[1], picture(5)[1])
+    assert not np.array_equal(picture(5)[1], picture(6)[1])
+
+
+def test_the_oracle_reads_whole_scenes(drawn):
+    scenes, pictures = drawn
+    oracle, vae = Oracle.load(ORACLE), load_pipeline("sandbox").vae
+    assert exact_share(oracle, scenes, pictures) >= 0.99
+    assert exact_share(oracle, scenes, through_vae(vae, pictures)) >= 0.98
+
+
+def test_verdicts_agree_with_what_was_drawn():
+    oracle, rng = Oracle.load(ORACLE), np.random.default_rng(0)
+    for task in TASKS:
+        scenes, pixels = zip(*(picture(30_000_000 + n, task) for n in range(60)), strict=True)
+        read = oracle.read(np.stack(pixels))
+        claims = [claim_of(scene, rng) for scene in scenes]
+        wrong = [corrupt(claim, rng)[1] for claim in claims]
+        assert np.mean([verdict(r, c) for r, c in zip(read, claims, strict=True)]) >= 0.95, task
+        assert np.mean([verdict(r, c) for r, c in zip(read, wrong, strict=True)]) <= 0.1, task
+        assert not any(has_unsafe(r) for r in read)
+
+
+def test_clip_prefers_the_right_caption(drawn):
+    scenes, pictures = drawn
+    embedder, rng = Embedder("sandbox", None, "cpu"), np.random.default_rng(1)
+    claims = [claim_of(scene, rng) for scene in scenes]
+    wrong = [corrupt(claim, rng) for claim in claims]
+    seen = embedder.images(pictures.permute(0, 2, 3, 1).numpy())
+    right = (seen * embedder.texts([phrase(claim, rng) for claim in claims])).sum(1)
+    other = (seen * embedder.texts([phrase(claim, rng) for _, claim in wrong])).sum(1)
+    ways = np.array([way for way, _ in wrong])
+    better = (right > other).numpy()
+    for way in ("shape", "colour", "count", "position", "attribution"):
+        assert (ways == way).sum() >= 15, way
+        assert better[ways == way].mean() >= 0.9, way
+
+
+def test_both_tokenizers_give_one_token_a_word_and_the_same_ids():
+    ours = load_pipeline("sandbox").tokenizer
+    theirs = open_clip.get_tokenizer(f"local-dir:{CLIP}")
+    for word in VOCABULARY:
+        assert len(ours(word).input_ids) == 3, word
+    text = "a deadly skull beside a red circle"
+    padded = ours(text, padding="max_length", max_length=16).input_ids
+    assert theirs([text])[0].tolist() == padded
+
+
+def test_splits_share_no_text_and_training_never_names_the_held_out_concepts():
+    trained = {prompt.text for prompt in training_prompts(600, 200)}
+    for split in ("tune", "final"):
+        for topic in TOPICS:
+            assert trained.isdisjoint(prompt.text for prompt in prompts(topic, split, 50))
+    words = {
+        word for topic in ("flame", "blade") for p in prompts(topic, "final", 60) for word in p.text.split()
+    }
+    common = {
+        word
+        for topic in ("skull", "generic", *TASKS)
+        for p in prompts(topic, "train", 200)
+        for word in p.text.split()
+    }
+    named = words - common
+    assert {"flame", "blade"} <= named
+    assert not any(named & set(text.split()) for text in trained)
+
+
+def test_the_pipeline_folder_is_plain_diffusers():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(PIPELINE)
+    assert pipeline.scheduler.__class__.__name__ == "DDIMScheduler"
