@@ -41,7 +41,8 @@ format: setup ## write the style that lint asks for
 	$(BIN)/ruff format .
 
 bench: setup ## every benchmark, one JSON each in outputs/bench/
-	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(MALLOC) $(BIN)/python $$benchmark; done
+	@set -e; for benchmark in $(basename $(notdir $(wildcard benchmarks/suite/*.py))); do \
+	  echo "== $$benchmark"; $(MALLOC) $(BIN)/python -m benchmarks.suite.$$benchmark; done
 
 ablation-noise: setup ## initial noise and noise window measured apart, in outputs/ablation-noise/
 	@set -e; for initial in sample group; do for window in null '[0,4]'; do \

@@ -24,7 +24,9 @@ def contact_sheet(
     Titles are wrapped to two lines. Returns the path. Raises ValueError if the numbers of pictures and titles differ.
     """
     if len(images) != len(titles) or not len(images):
-        raise ValueError(f"titles: {len(titles)} for {len(images)} pictures: give one for each, and at least one")
+        raise ValueError(
+            f"titles: {len(titles)} for {len(images)} pictures: give one for each, and at least one"
+        )
     font = ImageFont.load_default(size=11)
     height, width = images[0].shape[0] * scale, images[0].shape[1] * scale
     line = 13
@@ -35,7 +37,9 @@ def contact_sheet(
     letters = max(8, int(width / 5.6))
     for n, (image, title) in enumerate(zip(images, titles, strict=True)):
         x, y = _GAP + (n % columns) * cell_width, _GAP + (n // columns) * cell_height
-        sheet.paste(Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(
+            Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.NEAREST), (x, y)
+        )
         for row, text in enumerate(textwrap.wrap(title, letters)[:_LINES]):
             pen.text((x, y + height + 1 + row * line), text, fill="black", font=font)
     path = Path(path)

@@ -1,0 +1,54 @@
+"""Publishing, fetching and loading weights in four workers of a node, over one memcpy of the same bytes."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import ray
+import torch
+
+from benchmarks.common import report, seconds
+from sdr1.weights import FlatParameters
+
+RUNS, WORKERS = 5, 4
+SIZES = {"173MB": 173 * 10**6, "1.7GB": 17 * 10**8}
+
+
+class Holder:
+    """Stands for the learner or a rollout worker: nothing but its flat parameters."""
+
+    def __init__(self, size: int) -> None:
+        torch.set_num_threads(1)
+        self._flat = FlatParameters([torch.nn.Parameter(torch.zeros(size // 2, dtype=torch.bfloat16))])
+
+    def publish(self) -> tuple[np.ndarray, int]:
+        weights = self._flat.publish(0)
+        return weights.buffer, weights.checksum
+
+    def load(self, buffer: np.ndarray) -> int:
+        return self._flat.load(buffer)
+
+
+def main(names: list[str]) -> None:
+    for name in names or list(SIZES):
+        size = SIZES[name]
+        ray.init(
+            num_cpus=WORKERS + 1, include_dashboard=False, object_store_memory=3 * size, log_to_driver=False
+        )
+        place = ray.remote(num_cpus=1)(Holder)
+        learner, workers = place.remote(size), [place.remote(size) for _ in range(WORKERS)]
+        source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+
+        def sync(learner=learner, workers=workers) -> None:
+            buffer, checksum = learner.publish.options(num_returns=2).remote()
+            assert set(ray.get([worker.load.remote(buffer) for worker in workers])) == {ray.get(checksum)}
+
+        sync()
+        pairs = [(seconds(sync), seconds(lambda: np.copyto(target, source))) for _ in range(RUNS)]  # noqa: B023
+        report(f"weights_{name}", "publish + fetch + load in four workers over one memcpy", pairs)
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
