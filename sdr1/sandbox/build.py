@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 from sdr1.errors import UserError
 from sdr1.sandbox import WEIGHTS
 
-STAGES = ("vae", "clip", "oracle", "unet")
-# CLIP and the oracle also look at pictures after the VAE; the text encoder starts from CLIP's text tower.
-_WAVES = (("vae",), ("clip", "oracle"), ("unet",))
+STAGES = ("vae", "clip", "oracle", "unet", "quality")
+# CLIP and the oracle also look at pictures after the VAE; the last stage only measures.
+_WAVES = (("vae",), ("clip", "oracle"), ("unet",), ("quality",))
 
 
 def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
@@ -40,12 +40,19 @@ def _run(stage: str, out: Path) -> tuple[str, dict[str, Any]]:
     from sdr1.sandbox.recipe.clip import build_clip
     from sdr1.sandbox.recipe.common import write_json
     from sdr1.sandbox.recipe.oracle import build_oracle
+    from sdr1.sandbox.recipe.quality import measure
     from sdr1.sandbox.recipe.unet import build_unet
     from sdr1.sandbox.recipe.vae import build_vae
 
     prepare_process(1)
     work = out / ".build"
-    recipe = {"vae": build_vae, "clip": build_clip, "oracle": build_oracle, "unet": build_unet}[stage]
-    report = recipe(out, work)
+    recipes: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+        "vae": build_vae,
+        "clip": build_clip,
+        "oracle": build_oracle,
+        "unet": build_unet,
+        "quality": measure,
+    }
+    report = recipes[stage](out, work)
     write_json(report, work / f"{stage}.json")
     return stage, report
