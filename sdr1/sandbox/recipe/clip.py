@@ -69,7 +69,7 @@ def build_clip(out: Path, work: Path) -> dict[str, float]:
     """Trains and saves `out/clip`, an open_clip folder in half precision."""
     torch.manual_seed(3)
     tokenizer = build_tokenizer(out / "clip")
-    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     decoded = through_vae(vae, pictures[:DECODED], 0.15)
     pool = torch.cat([pictures, decoded])

@@ -37,7 +37,7 @@ _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 def build_oracle(out: Path, work: Path) -> dict[str, float]:
     """Trains and saves `out/oracle.safetensors`; returns the share of scenes read without any error."""
     torch.manual_seed(2)
-    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     decoded = through_vae(vae, pictures[:DECODED], 0.15)
     smudges = [smudge(seed) for seed in range(SMUDGED)]

@@ -72,7 +72,7 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     folder in `work/snapshot` every 300 steps; returns the sizes."""
     torch.manual_seed(4)
     tokenizer = build_tokenizer(out / "pipeline" / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     latents = _latents(vae, pictures, work / "latents.safetensors")
     denoiser = Denoiser(tokenizer)
