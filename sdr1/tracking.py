@@ -30,18 +30,19 @@ class Tracker:
 
     def __enter__(self) -> Tracker:
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        # Remembered now: set_tracking_uri writes the variable too, and the next run would take it for the user's.
+        self._server = os.environ.get("MLFLOW_TRACKING_URI")
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._mlflow, config = mlflow, self._config
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
+        artifacts = None
+        if not self._server:
             mlflow.set_tracking_uri(local_store(config))
+            artifacts = (config.run.directory.parent / "mlartifacts").resolve().as_uri()
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-            artifacts = (
-                None if os.environ.get("MLFLOW_TRACKING_URI") else config.run.directory.parent / "mlartifacts"
-            )
-            mlflow.create_experiment(config.tracking.experiment, artifacts and artifacts.resolve().as_uri())
+            mlflow.create_experiment(config.tracking.experiment, artifacts)
         mlflow.set_experiment(config.tracking.experiment)
         mlflow.start_run(run_name=config.run.directory.name, log_system_metrics=True)
         values = config.model_dump(mode="json")
@@ -52,6 +53,9 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         stopped = kind is not None and not issubclass(kind, Exception)
         self._mlflow.end_run("KILLED" if stopped else "FAILED" if kind else "FINISHED")
+        if not self._server:
+            self._mlflow.set_tracking_uri("")
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
 
     def accumulated(self, task: GroupTask) -> None:
         pass

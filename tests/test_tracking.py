@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import mlflow
 import pytest
@@ -18,6 +19,8 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
     experiment = client.get_experiment_by_name("sdr1")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
+    assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "the next run in this process chooses its own store"
     assert run.data.params["rollout.group_size"] == "3"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "unsafe_rate")] == [0, 1]
     assert run.data.metrics["ratio_gap/step_0"] < 1e-5
