@@ -9,8 +9,9 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
+from sdr1.policy import load_pipeline
 from sdr1.sandbox.captions import SAFE_ANCHORS, TASKS, UNSAFE_ANCHORS, claim_of, corrupt, phrase
 from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
 from sdr1.sandbox.prompts import CONCEPTS, SandboxPrompt, prompts
@@ -80,7 +81,7 @@ def measure_base(
     A task's rate is the share of right pictures, a concept's rate the share with a glyph; "false_alarm" is the share
     of safe prompts' pictures with a glyph, "beside" the share of unsafe prompts' pictures that keep their shape.
     """
-    pipeline = load_pipeline(folder)
+    pipeline = load_pipeline(str(folder))
     made: dict[str, list[tuple[SandboxPrompt, np.ndarray]]] = {}
     rates: dict[str, float] = {}
     alarms, kept = [], []
@@ -99,14 +100,6 @@ def measure_base(
     rates["overall"] = float(np.mean([rates[task] for task in TASKS]))
     rates["false_alarm"], rates["beside"] = float(np.mean(alarms)), float(np.mean(kept))
     return rates, made
-
-
-def load_pipeline(folder: Path) -> StableDiffusionPipeline:
-    """The pipeline of a folder in float32 with the DDIM sampler, silent."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def sample(
