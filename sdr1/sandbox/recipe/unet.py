@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from .data import generator, training_set
 from .vae import encode
 from .words import LENGTH, build_tokenizer, tokenize
 
-STEPS, BATCH, RATE = 2000, 96, 1e-3
+STEPS, RELATION_STEPS, BATCH, RATE = 2000, 800, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 
@@ -66,6 +67,11 @@ class Denoiser(torch.nn.Module):
         mean: list[torch.Tensor] = [*self.average["unet"].parameters(), *self.average["text"].parameters()]
         torch._foreach_lerp_(mean, live, 1 - decay)
 
+    @torch.no_grad()
+    def restart_from_average(self) -> None:
+        self.unet.load_state_dict(self.average["unet"].state_dict())
+        self.text.load_state_dict(self.average["text"].state_dict())
+
 
 def build_unet(out: Path, work: Path) -> dict[str, float]:
     """Trains on the latents of `out/pipeline/vae` and completes `out/pipeline`, with a snapshot of the pipeline's
@@ -87,9 +93,13 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     alphas = scheduler.alphas_cumprod
     unet = torch.compile(denoiser.unet)
 
-    def loss_at(step: int) -> dict[str, torch.Tensor]:
+    related = torch.tensor([index for index, scene in enumerate(scenes) if scene.task == "position"])
+
+    def loss_at(step: int, related_share: float = 0.0) -> dict[str, torch.Tensor]:
         rng, words = generator(4, step), np.random.default_rng((4, step))
         chosen = torch.randint(len(latents), (BATCH,), generator=rng)
+        count = round(related_share * BATCH)
+        chosen[:count] = related[torch.randint(len(related), (count,), generator=rng)]
         texts = ["" if words.random() < DROP_CAPTION else caption(scenes[i], words) for i in chosen.tolist()]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=rng)
@@ -108,21 +118,15 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         if (step + 1) % SNAPSHOT_EVERY == 0:
             _save(denoiser, vae, tokenizer, scheduler, work / "snapshot")
 
-    groups = [
-        {"params": list(denoiser.unet.parameters()), "lr": RATE},
-        {"params": list(denoiser.text.parameters()), "lr": RATE},
-    ]
-    train(
-        "unet",
-        denoiser,
-        groups,
-        loss_at,
-        STEPS,
-        warmup_then_linear(0.04, 0.6),
-        work,
-        after_step,
-        SNAPSHOT_EVERY,
-    )
+    def phase(name: str, loss: Callable[[int], dict[str, torch.Tensor]], steps: int) -> None:
+        groups = [{"params": list(part.parameters()), "lr": RATE} for part in (denoiser.unet, denoiser.text)]
+        schedule = warmup_then_linear(0.04, 0.6)
+        train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
+
+    phase("unet", loss_at, STEPS)
+    # Where one thing is seen from another is learned last: it takes pictures that turn on it, half of every batch.
+    denoiser.restart_from_average()
+    phase("relations", lambda step: loss_at(STEPS + step, related_share=0.5), RELATION_STEPS)
     _save(denoiser, vae, tokenizer, scheduler, out / "pipeline")
     return {
         "unet_parameters": sum(p.numel() for p in denoiser.unet.parameters()),
