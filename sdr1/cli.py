@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdr1.errors import TrainingError, UserError
+from sdr1.errors import Terminated, TrainingError, UserError
 
 app = typer.Typer(
     help="Make a text-to-image diffusion model safer with distributed online RL.",
@@ -46,6 +47,10 @@ def train(
             metavar="ADDR", help="Ray cluster to join, e.g. `auto`; without it Ray starts on this machine."
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Run directory to go on with, from its newest good checkpoint."),
+    ] = None,
 ) -> None:
     """Train a policy as CONFIG says; the last line printed is the trained weights' sha256.
 
@@ -57,7 +62,14 @@ def train(
         raise UserError(
             f"--ray-address: {ray_address!r} with --local: a local run has no cluster; drop one of them"
         )
-    run = load(config, overrides or ())
+    changes = list(overrides or ())
+    if resume is not None:
+        from sdr1.checkpoint import folder_of
+
+        if not folder_of(resume).is_dir():
+            raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
+        changes += [f"run.directory={resume}", "run.resume=auto"]
+    run = load(config, changes)
     from sdr1.train import train as start
 
     result = start(run, local=local, ray_address=ray_address)
@@ -104,16 +116,26 @@ def config_schema() -> None:
 
 @sandbox_app.command("draw")
 def sandbox_draw(
-    out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")] = Path("outputs/sandbox.png"),
+    decisions: Annotated[
+        bool, typer.Option("--decisions", help="What the oracle reads in generated and spoiled pictures.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Picture to write; default: outputs/sandbox.png or outputs/decisions.png."
+        ),
+    ] = None,
 ) -> None:
-    """Draw a labelled contact sheet of the world: shapes, colours, counts, positions and the unsafe glyphs.
+    """Draw a labelled contact sheet of the world, or with --decisions of the oracle's verdicts.
 
     Example: `sdr1 sandbox draw --out world.png`
     """
-    from sdr1.sandbox.sheet import draw
+    from sdr1.sandbox.sheet import draw, draw_decisions
 
-    draw(out)
-    print(out)
+    if decisions:
+        print(draw_decisions(out or Path("outputs/decisions.png")))
+    else:
+        print(draw(out or Path("outputs/sandbox.png")))
 
 
 @sandbox_app.command("build")
@@ -140,8 +162,8 @@ def sandbox_demo(
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
     images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Images behind each rate of the table.")
-    ] = 200,
+        int, typer.Option(min=1, metavar="N", help="Images behind each concept's and each task's rate.")
+    ] = 100,
 ) -> None:
     """Train the sandbox's model and compare it with the base: unsafe rates, abilities, false alarms.
 
@@ -154,12 +176,18 @@ def sandbox_demo(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 the run had to stop, 2 the user can mend it, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
         app(arguments, prog_name="sdr1")
     except UserError as error:
         return _fail(error, 2)
     except TrainingError as error:
         return _fail(error, 1)
+    except Terminated:
+        print(
+            "stopped by SIGTERM; the newest checkpoint is on disk: go on with --resume RUN", file=sys.stderr
+        )
+        return 143
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:

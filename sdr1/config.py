@@ -22,6 +22,16 @@ class Section(BaseModel):
 
 class RunConfig(Section):
     directory: Path = Field(Path("outputs/run"), description="Folder of everything this run writes.")
+    resume: Literal["never", "auto"] = Field(
+        "never",
+        description="`auto` goes on from the newest good checkpoint in `directory`, if there is one: for jobs that a "
+        "cluster starts again.",
+    )
+    task_timeout: FiniteFloat = Field(
+        600.0,
+        gt=0,
+        description="Seconds after which a worker that has not answered one call is replaced.",
+    )
     threads: int = Field(
         1, ge=1, description="Torch threads of every process; part of the result's identity on the CPU."
     )
@@ -94,8 +104,42 @@ class PromptsConfig(Section):
         return None if self.unsafe_share is None else round(self.unsafe_share * self.per_iteration)
 
 
+class Elastic(Section):
+    """A fleet that follows what the cluster can give."""
+
+    min: int = Field(1, ge=1, description="Workers that training waits for.")
+    max: int = Field(ge=1, description="Workers asked for; those beyond `min` join when resources appear.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Elastic:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; use min <= max")
+        return self
+
+
+Workers = Annotated[int, Field(ge=1)] | Elastic
+
+
+def bounds(workers: int | Elastic) -> Elastic:
+    """Least and most workers; a plain number is both."""
+    return workers if isinstance(workers, Elastic) else Elastic(min=workers, max=workers)
+
+
 class RolloutConfig(Section):
-    workers: int = Field(1, ge=1, description="Rollout actors.")
+    workers: Workers = Field(1, description="Rollout actors: a number, or {min, max} for an elastic fleet.")
+    unguided_iterations: int = Field(
+        0,
+        ge=0,
+        description="First iterations that sample without guidance whatever policy.guidance_scale says: a group then "
+        "holds more different pictures, so safe ones are found sooner, and a step costs one UNet evaluation.",
+    )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="0: strictly on-policy. 1: groups of the next iteration start on the weights of this one, "
+        "so that rollout workers never wait for the learner.",
+    )
     group_size: int = Field(
         16, ge=2, description="Images of one prompt; advantages compare them, so at least 2."
     )
@@ -145,7 +189,7 @@ class RewardConfig(Section):
         None,
         description="Judge that reports the unsafe rate of rollouts, never trained on; `oracle` reads the sandbox.",
     )
-    workers: int = Field(1, ge=1, description="Reward actors.")
+    workers: Workers = Field(1, description="Reward actors: a number, or {min, max}.")
     device: Device = Field("cpu", description="Device of every reward actor.")
 
 
@@ -186,7 +230,19 @@ class TrackingConfig(Section):
         True, description="Log to MLflow; MLFLOW_TRACKING_URI picks a server, default is a local file."
     )
     experiment: str = Field("sdr1", description="MLflow experiment.")
+    wait_seconds: FiniteFloat = Field(
+        60.0, ge=0, description="How long the end of a run waits for an MLflow server that is away."
+    )
     images_every: int = Field(10, ge=1, description="Iterations between sample grids.")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(1, ge=1, description="Iterations between checkpoints.")
+    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    best: str | None = Field(
+        None,
+        description="Metric whose best checkpoint is kept too, e.g. reward_unsafe, or -unsafe_rate where less is better.",
+    )
 
 
 class Config(Section):
@@ -200,6 +256,7 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property
@@ -209,6 +266,10 @@ class Config(Section):
     @property
     def images_per_iteration(self) -> int:
         return self.prompts.per_iteration * self.rollout.group_size
+
+    def guidance_scale(self, iteration: int) -> float:
+        """Guidance of the rollouts and the learner in an iteration."""
+        return 1.0 if iteration < self.rollout.unguided_iterations else self.policy.guidance_scale
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
@@ -261,7 +322,7 @@ def validate(values: Any) -> Config:
 def _one_line(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     # Members of a union appear in `loc` under their type's name.
-    hidden = ("literal", "AnchorsConfig")
+    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":

@@ -40,7 +40,7 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
     transitions = images * len(window)
     per_update = transitions // updates
     passes = -(-size * len(window) // config.learner.micro_batch) * groups
-    guided = 1 if config.policy.guidance_scale == 1 else 2
+    guided = 1 if config.guidance_scale(config.iterations - 1) == 1 else 2
     reference, reference_note = _groups_with_kl(config)
     unsafe = config.prompts.unsafe_per_iteration
     split = "labels as the prompts come" if unsafe is None else f"{unsafe} unsafe, {groups - unsafe} safe"

@@ -7,5 +7,13 @@ class UserError(ValueError):
     """Something the user can mend. The message is one line: field, value, fix. The CLI exits with code 2."""
 
 
+class LearnerLost(RuntimeError):
+    """The learner, or what only it holds, is gone; the run goes on from its last snapshot."""
+
+
+class Terminated(BaseException):
+    """The process was asked to stop (SIGTERM); not an Exception, so that nothing on the way swallows it."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on without doing harm: a non-finite number, or a ratio that is not 1 before an update."""

@@ -14,10 +14,21 @@ from sdr1.errors import TrainingError
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
 from sdr1.policy import Policy
-from sdr1.types import GroupReport, GroupTask, Label, Scores, Trajectory, UpdateReport, Weights
+from sdr1.types import (
+    GroupReport,
+    GroupTask,
+    Label,
+    LearnerState,
+    Scores,
+    Trajectory,
+    UpdateReport,
+    Weights,
+)
+from sdr1.weights import checksum
 
 RATIO_TOLERANCE = 1e-5
 """Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Learner:
@@ -40,10 +51,59 @@ class Learner:
         self._updates = 0
         self._accumulated = 0
         self._variances: dict[Label | None, deque[float]] = {}
+        self._published: dict[int, Weights] = {}
 
     def weights(self, version: int) -> Weights:
-        """Snapshot of the trainable parameters under a version number."""
-        return self._policy.flat.publish(version)
+        """The trainable parameters under a version number: a snapshot of now, or a version published lately."""
+        if version not in self._published:
+            self._published[version] = self._policy.flat.publish(version)
+            for old in [v for v in self._published if v < version - self._config.rollout.max_staleness]:
+                del self._published[old]
+        return self._published[version]
+
+    def state(self, iteration: int) -> LearnerState:
+        """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
+        tensors = {f"weights/{version}": weights.buffer for version, weights in self._published.items()}
+        for name in _MOMENTS if self._updates else ():
+            moments = [self._optimizer.state[parameter][name] for parameter in self._policy.parameters]
+            tensors[name] = torch.cat([moment.flatten() for moment in moments]).cpu().numpy()
+        variances = {str(label): tuple(values) for label, values in self._variances.items()}
+        return LearnerState(iteration, self._updates, tensors, variances)
+
+    def restore(self, state: LearnerState) -> None:
+        """Become the learner that `state` was taken from.
+
+        Raises:
+            ValueError: the state belongs to other parameters.
+        """
+        self._policy.flat.load(state.tensors[f"weights/{state.iteration}"])
+        self._published = {
+            version: Weights(version, buffer, checksum(buffer))
+            for version, buffer in (
+                (int(name.removeprefix("weights/")), tensor)
+                for name, tensor in state.tensors.items()
+                if name.startswith("weights/")
+            )
+        }
+        self._updates, self._accumulated = state.updates, 0
+        self._optimizer.zero_grad()
+        moments = {name: torch.tensor(state.tensors[name]) for name in _MOMENTS if state.updates}
+        offset = 0
+        self._optimizer.state.clear()
+        for parameter in self._policy.parameters if state.updates else ():
+            size = parameter.numel()
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.updates)),
+                **{
+                    name: flat[offset : offset + size].view(parameter.shape).to(parameter.device, copy=True)
+                    for name, flat in moments.items()
+                },
+            }
+            offset += size
+        self._variances = {
+            None if label == "None" else label: deque(values, maxlen=self._config.prompts.per_iteration)  # type: ignore[misc]
+            for label, values in state.variances.items()
+        }
 
     def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
         """Add one group's gradient of the mean loss over the whole minibatch.
@@ -71,7 +131,9 @@ class Learner:
             following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
             old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
             steps = torch.from_numpy(trajectory.steps[k]).to(device)
-            mean, sigma = self._policy.transition(latents, steps, task.prompt.text)
+            mean, sigma = self._policy.transition(
+                latents, steps, task.prompt.text, task.guidance_scale
+            )
             log_probs = ddim.log_prob(following, mean, sigma)
             loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
             if trajectory.reference_means is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from sdr1.learner import Learner
 from sdr1.policy import Policy
 from sdr1.rewards.scorer import Scorer
 from sdr1.runtime import prepare_process
-from sdr1.types import GroupReport, GroupTask, Rollout, Scores, UpdateReport, Weights
+from sdr1.types import GroupReport, GroupTask, LearnerState, Rollout, Scores, UpdateReport, Usage, Weights
 
 
 class LocalExecutor:
     """Rollouts sample from the learner's own policy; a task's groups are made before any update changes it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, state: LearnerState | None = None) -> None:
         prepare_process(config.run.threads)
         self._config = config
         self._policy = Policy(
@@ -28,6 +28,8 @@ class LocalExecutor:
         )
         self._scorer = Scorer(config.reward)
         self._learner = Learner(config, self._policy)
+        if state is not None:
+            self._learner.restore(state)
         self._groups: dict[GroupTask, tuple[Rollout, Scores]] = {}
         self._reports: list[GroupReport] = []
         self._seconds = [0.0, 0.0]
@@ -36,7 +38,10 @@ class LocalExecutor:
         self._weights = self._learner.weights(version)
 
     def submit(self, tasks: Sequence[GroupTask]) -> None:
-        self._groups = {}
+        oldest = tasks[0].iteration - self._config.rollout.max_staleness
+        self._groups = {task: group for task, group in self._groups.items() if task.iteration >= oldest}
+        # After a resume the first tasks may name weights older than the learner's own.
+        self._policy.flat.load(self._learner.weights(tasks[0].version).buffer)
         for task in tasks:
             rollout = self._policy.rollout(
                 task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
@@ -45,6 +50,7 @@ class LocalExecutor:
             self._groups[task] = rollout, scores
             self._seconds[0] += rollout.seconds
             self._seconds[1] += scores.seconds
+        self._policy.flat.load(self._weights.buffer)
 
     def accumulate(self, task: GroupTask) -> None:
         rollout, scores = self._groups[task]
@@ -54,12 +60,19 @@ class LocalExecutor:
         reports, self._reports = self._reports, []
         return reports, self._learner.step()
 
-    def drain_seconds(self) -> tuple[float, float]:
+    def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return rollout, reward
+        return Usage(rollout, reward, 1)
 
     def images(self, task: GroupTask) -> np.ndarray:
         return self._groups[task][0].images
 
     def weights(self) -> Weights:
         return self._weights
+
+    def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
+        state = self._learner.state(iteration)
+        return lambda: state
+
+    def recover(self) -> int:
+        raise AssertionError("the learner lives in this process: it is lost only with the run")

@@ -17,14 +17,15 @@ The loop moves tasks and reports; images, trajectories and weights stay behind t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from sdr1.config import Config
+from sdr1.errors import LearnerLost
 from sdr1.prompts import PromptStream
-from sdr1.types import GroupReport, GroupTask, IterationReport, UpdateReport, Weights
+from sdr1.types import GroupReport, GroupTask, IterationReport, LearnerState, UpdateReport, Usage, Weights
 
 
 class Executor(Protocol):
@@ -42,14 +43,20 @@ class Executor(Protocol):
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         """One optimizer step, and the reports of the groups accumulated for it."""
 
-    def drain_seconds(self) -> tuple[float, float]:
-        """Busy seconds of the rollout and the reward workers since the last call."""
+    def usage(self) -> Usage:
+        """What the workers did since the last call."""
 
     def images(self, task: GroupTask) -> np.ndarray:
         """Images of a group of the latest submitted tasks, RGB, shape (G, H, W, 3), uint8."""
 
     def weights(self) -> Weights:
         """The weights published last."""
+
+    def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
+        """Take the learner's state after `iteration` iterations; the result fetches it, in any thread, later."""
+
+    def recover(self) -> int:
+        """After LearnerLost: a new learner from the last snapshot; returns the iteration it stands before."""
 
 
 class Observer(Protocol):
@@ -62,36 +69,49 @@ class Observer(Protocol):
         """An iteration is complete."""
 
 
-def run(config: Config, stream: PromptStream, executor: Executor, observers: Sequence[Observer]) -> Weights:
-    """Train for `config.iterations` and return the final weights.
+def run(
+    config: Config, stream: PromptStream, executor: Executor, observers: Sequence[Observer], start: int = 0
+) -> Weights:
+    """Train from iteration `start` up to `config.iterations` and return the final weights.
+
+    When the learner is lost, iterations since its last snapshot are made again, with the same bits; observers see
+    them again.
 
     Raises:
-        TrainingError: a number is not finite, or rho is not 1 before an update.
+        TrainingError: a number is not finite, rho is not 1 before an update, or workers keep dying.
     """
-    executor.publish(0)
-    for iteration in range(config.iterations):
-        begin = time.perf_counter()
-        tasks = stream.tasks(iteration, version=iteration)
-        executor.submit(tasks)
-        groups, updates = [], []
-        for first in range(0, len(tasks), config.groups_per_update):
-            for task in tasks[first : first + config.groups_per_update]:
-                executor.accumulate(task)
-                for observer in observers:
-                    observer.accumulated(task)
-            reports, update = executor.step()
-            groups += reports
-            updates.append(update)
-        executor.publish(iteration + 1)
-        rollout_seconds, reward_seconds = executor.drain_seconds()
-        report = IterationReport(
-            iteration,
-            tuple(groups),
-            tuple(updates),
-            rollout_seconds,
-            reward_seconds,
-            time.perf_counter() - begin,
-        )
-        for observer in observers:
-            observer.iteration(report, tasks, executor)
-    return executor.weights()
+    staleness = config.rollout.max_staleness
+    iteration = start
+    submitted: dict[int, list[GroupTask]] | None = None
+    while True:
+        try:
+            if submitted is None:
+                for version in range(max(0, iteration - staleness), iteration + 1):
+                    executor.publish(version)
+                submitted = {}
+            if iteration == config.iterations:
+                return executor.weights()
+            begin = time.perf_counter()
+            for near in range(iteration, min(iteration + staleness + 1, config.iterations)):
+                if near not in submitted:
+                    submitted[near] = stream.tasks(near, version=max(0, near - staleness))
+                    executor.submit(submitted[near])
+            tasks = submitted[iteration]
+            groups, updates = [], []
+            for first in range(0, len(tasks), config.groups_per_update):
+                for task in tasks[first : first + config.groups_per_update]:
+                    executor.accumulate(task)
+                    for observer in observers:
+                        observer.accumulated(task)
+                reports, update = executor.step()
+                groups += reports
+                updates.append(update)
+            executor.publish(iteration + 1)
+            seconds = time.perf_counter() - begin
+            report = IterationReport(iteration, tuple(groups), tuple(updates), executor.usage(), seconds)
+            for observer in observers:
+                observer.iteration(report, tasks, executor)
+            del submitted[iteration]
+            iteration += 1
+        except LearnerLost:
+            iteration, submitted = executor.recover(), None

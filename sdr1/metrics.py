@@ -20,8 +20,9 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         "grad_norm": _mean(u.grad_norm for u in updates),
         "learning_rate": updates[-1].learning_rate,
         "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
+        "rollout_workers": float(report.usage.rollout_workers),
         "images_per_second": config.images_per_iteration / report.seconds,
-        "rollout_busy": report.rollout_seconds / (report.seconds * config.rollout.workers),
+        "rollout_busy": report.usage.rollout_seconds / (report.seconds * report.usage.rollout_workers),
         "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,
     }
     for label in ("safe", "unsafe"):

@@ -103,6 +103,7 @@ class Policy:
         latents_BCHW: torch.Tensor,
         steps_B: torch.Tensor,
         text: str,
+        guidance_scale: float,
         *,
         noisy: bool = True,
         reference: bool = False,
@@ -111,13 +112,19 @@ class Policy:
 
         `steps_B` are positions in the schedule, int64; `noisy` False takes eta = 0.
         """
-        prediction = self._predict(latents_BCHW, self._timesteps[steps_B], text, reference)
+        times = self._timesteps[steps_B]
+        prediction = self._predict(latents_BCHW, times, text, guidance_scale, reference)
         eta = self.config.eta if noisy else 0.0
         bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
         return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
 
     def _predict(
-        self, latents_BCHW: torch.Tensor, times_B: torch.Tensor, text: str, reference: bool
+        self,
+        latents_BCHW: torch.Tensor,
+        times_B: torch.Tensor,
+        text: str,
+        guidance_scale: float,
+        reference: bool,
     ) -> torch.Tensor:
         unet = self.unet
         context: AbstractContextManager = nullcontext()
@@ -129,14 +136,14 @@ class Policy:
         size = len(latents_BCHW)
         conditional = self.embed(text).expand(size, -1, -1)
         with context:
-            if self.config.guidance_scale == 1:
+            if guidance_scale == 1:
                 return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample
             states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
             both = unet(
                 latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
             ).sample
         without, with_prompt = both.chunk(2)
-        return without + self.config.guidance_scale * (with_prompt - without)
+        return without + guidance_scale * (with_prompt - without)
 
     @torch.no_grad()
     def rollout(self, task: GroupTask, group_size: int, *, with_reference: bool) -> Rollout:
@@ -151,12 +158,13 @@ class Policy:
         for step in range(self.config.steps):
             noisy = step in window
             steps = torch.full((group_size,), step, device=self.device)
-            mean, sigma = self.transition(latents, steps, task.prompt.text, noisy=noisy)
+            given = latents, steps, task.prompt.text, task.guidance_scale
+            mean, sigma = self.transition(*given, noisy=noisy)
             if not noisy:
                 latents = mean
                 continue
             if with_reference:
-                references.append(self.transition(latents, steps, task.prompt.text, reference=True)[0])
+                references.append(self.transition(*given, reference=True)[0])
             states.append(latents)
             latents = mean + sigma * noise_KG[step - window.start]
             log_probs.append(ddim.log_prob(latents, mean, sigma))

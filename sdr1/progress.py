@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +27,10 @@ _SHOWN = (
 
 
 class Progress:
-    """Context manager and observer; it also appends every iteration's metrics to `metrics.jsonl` in the run."""
+    """Context manager and observer."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, start: int = 0) -> None:
+        self._config, self._start = config, start
         self._console = Console()
         self._bar = Bar(
             TextColumn("iteration"),
@@ -42,7 +41,6 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._done = 0
 
     def __enter__(self) -> Progress:
         config = self._config
@@ -51,25 +49,22 @@ class Progress:
             f"{config.rollout.group_size} images, {config.policy.trainable} training, {config.policy.steps} steps, "
             f"into {config.run.directory}"
         )
-        self._file = open(config.run.directory / "metrics.jsonl", "w", encoding="utf-8")
+        if self._start:
+            self._say(f"goes on after iteration {self._start} of {config.iterations}")
         self._bar.start()
-        self._task = self._bar.add_task("", total=config.iterations, status="starting")
+        self._task = self._bar.add_task("", total=config.iterations, completed=self._start, status="starting")
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
-        self._file.close()
 
     def accumulated(self, task: GroupTask) -> None:
-        self._done += 1
         groups = self._config.prompts.per_iteration
-        self._bar.update(self._task, status=f"groups {(self._done - 1) % groups + 1}/{groups}")
+        self._bar.update(self._task, status=f"groups {task.group + 1}/{groups}")
 
     def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
         metrics = summarize(report, self._config)
-        self._file.write(json.dumps({"iteration": report.iteration, **metrics}) + "\n")
-        self._file.flush()
-        if report.iteration == 0:
+        if report.iteration == self._start:
             gap = max(value for name, value in metrics.items() if name.startswith("ratio_gap/"))
             self._say(f"likelihood ratio before the first update: 1 +- {gap:.1e}")
         shown = ", ".join(text.format(metrics[name]) for name, text in _SHOWN if name in metrics)
@@ -78,7 +73,7 @@ class Progress:
             self._bar.print(line, highlight=False)
         else:
             self._say(line)
-        self._bar.update(self._task, advance=1)
+        self._bar.update(self._task, completed=report.iteration + 1)
 
     def _say(self, line: str) -> None:
         # Not wrapped: a line of a log file is one record.

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 
 import torch
 
+from sdr1.errors import Terminated, UserError
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+stop_requested = threading.Event()
+"""Set by SIGTERM. A handler that raised would surface anywhere, inside Ray's C++ too; so waits look at this."""
+
+
+def raise_if_stopped() -> None:
+    """Raise `Terminated` once the process was asked to stop."""
+    if stop_requested.is_set():
+        raise Terminated("SIGTERM")
 
 
 def prepare_process(threads: int) -> None:
@@ -27,7 +39,5 @@ def prepare_process(threads: int) -> None:
 
 def require_device(field: str, device: str) -> None:
     """Raise UserError when a config field asks for a device that this process cannot see."""
-    from sdr1.errors import UserError
-
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"{field}: {device!r}: no CUDA device is visible here; set {field}=cpu")

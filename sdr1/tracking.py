@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from sdr1.config import Config
+from sdr1.files import write_text
+from sdr1.journal import Journal
 from sdr1.loop import Executor
-from sdr1.metrics import summarize
 from sdr1.types import GroupTask, IterationReport
+
+_log = logging.getLogger("sdr1")
 
 
 def local_store(config: Config) -> str:
@@ -23,15 +29,97 @@ def local_store(config: Config) -> str:
 
 
 class Tracker:
-    """Context manager and observer of one MLflow run; MLFLOW_TRACKING_URI picks a server."""
+    """Context manager and observer of one MLflow run; MLFLOW_TRACKING_URI picks a server.
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    A thread sends what the journal and the `samples` folder hold, in order, each step once, and tries again as long
+    as the server is away: training never waits for it, and the end of a run at most `tracking.wait_seconds`.
+    """
+
+    def __init__(self, config: Config, journal: Journal) -> None:
+        self._config, self._journal = config, journal
+        self._identity = config.run.directory / "run.json"
+        self._samples = config.run.directory / "samples"
+        self._last: list[Callable[[], None]] = []
+        self._status: str | None = None
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
     def __enter__(self) -> Tracker:
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        # Remembered now: set_tracking_uri writes the variable too, and the next run would take it for the user's.
+        # The fluent client writes this variable too, and the next run would take it for the user's.
         self._server = os.environ.get("MLFLOW_TRACKING_URI")
+        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        # Retrying is this class's own, endless and in the background; one attempt must be able to fail.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        self._thread.start()
+        self._wake.set()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        stopped = kind is not None and not issubclass(kind, Exception)
+        self._status = "KILLED" if stopped else "FAILED" if kind else "FINISHED"
+        self._wake.set()
+        # A stopped process has seconds left; what is unsent stays on disk.
+        self._thread.join(timeout=1.0 if stopped else self._config.tracking.wait_seconds)
+        if self._thread.is_alive() and not stopped:
+            _log.warning(
+                "MLflow does not answer; everything is in %s and is sent by `sdr1 train CONFIG --resume %s`",
+                self._journal.path, self._config.run.directory,
+            )  # fmt: skip
+        if not self._server:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+    def accumulated(self, task: GroupTask) -> None:
+        pass
+
+    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
+        if report.iteration % self._config.tracking.images_every == 0:
+            self._samples.mkdir(exist_ok=True)
+            for label in ("safe", "unsafe"):
+                task = next((task for task in tasks if task.prompt.label == label), None)
+                path = self._sample(report.iteration, label)
+                if task is not None and not path.exists():
+                    _grid(executor.images(task), task.prompt.text).save(path)
+        self._wake.set()
+
+    def finish(self, model: Path, summary: dict[str, Any]) -> None:
+        """Log what the run leaves: the diffusers pipeline under `model`, and the summary."""
+        self._last = [
+            lambda: self._mlflow.log_dict(summary, "summary.json"),
+            lambda: self._mlflow.log_artifacts(str(model), "model"),
+        ]
+
+    def _sample(self, iteration: int, label: str) -> Path:
+        return self._samples / f"{iteration:06d}-{label}.png"
+
+    def _work(self) -> None:
+        sent, pause = None, 1.0
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            status = self._status
+            try:
+                sent = self._begin() if sent is None else sent
+                for row in self._journal.rows[sent:]:
+                    self._send(row)
+                    sent += 1
+                if status is not None:
+                    while self._last:
+                        self._last[0]()
+                        self._last.pop(0)
+                    self._mlflow.end_run(status)
+                    return
+                pause = 1.0
+            except Exception as error:
+                _log.warning(
+                    "MLflow: %s; trying again", (str(error).strip() or repr(error)).split("\n")[0][:200]
+                )
+                time.sleep(pause)
+                pause = min(30.0, 2 * pause)
+                self._wake.set()
+
+    def _begin(self) -> int:
+        """Open the run, or the one it was, and return how many rows the server already has."""
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -44,35 +132,27 @@ class Tracker:
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
             mlflow.create_experiment(config.tracking.experiment, artifacts)
         mlflow.set_experiment(config.tracking.experiment)
-        mlflow.start_run(run_name=config.run.directory.name, log_system_metrics=True)
+        if self._identity.exists():
+            run_id = json.loads(self._identity.read_text(encoding="utf-8"))["mlflow_run_id"]
+            mlflow.start_run(run_id, log_system_metrics=True)
+            history = mlflow.MlflowClient().get_metric_history(run_id, "learning_rate")
+            return 1 + max((point.step for point in history), default=-1)
+        run = mlflow.start_run(run_name=config.run.directory.name, log_system_metrics=True)
         values = config.model_dump(mode="json")
         mlflow.log_params(dict(_flatten(values)))
         mlflow.log_text(json.dumps(values, indent=2), "config.json")
-        return self
+        write_text(self._identity, json.dumps({"mlflow_run_id": run.info.run_id}) + "\n")
+        return 0
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        stopped = kind is not None and not issubclass(kind, Exception)
-        self._mlflow.end_run("KILLED" if stopped else "FAILED" if kind else "FINISHED")
-        if not self._server:
-            self._mlflow.set_tracking_uri("")
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-    def accumulated(self, task: GroupTask) -> None:
-        pass
-
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
-        self._mlflow.log_metrics(summarize(report, self._config), step=report.iteration)
-        if report.iteration % self._config.tracking.images_every == 0:
-            for label in ("safe", "unsafe"):
-                task = next((task for task in tasks if task.prompt.label == label), None)
-                if task is not None:
-                    picture = _grid(executor.images(task), task.prompt.text)
-                    self._mlflow.log_image(picture, key=f"samples_{label}", step=report.iteration)
-
-    def finish(self, model: Path, summary: dict[str, Any]) -> None:
-        """Log what the run leaves: the diffusers pipeline under `model`, and the summary."""
-        self._mlflow.log_dict(summary, "summary.json")
-        self._mlflow.log_artifacts(str(model), "model")
+    def _send(self, row: dict[str, Any]) -> None:
+        """Pictures first: a step whose metrics are there is complete."""
+        step = row["iteration"]
+        for label in ("safe", "unsafe"):
+            path = self._sample(step, label)
+            if path.exists():
+                self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
+        metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
+        self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -87,8 +167,6 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _grid(images_NHWC: np.ndarray, caption: str) -> Any:
     """The images of a group in one row under their prompt."""
-    from PIL import Image, ImageDraw
-
     scale = max(1, 96 // images_NHWC.shape[1])
     row = Image.fromarray(np.concatenate(list(images_NHWC), axis=1))
     row = row.resize((row.width * scale, row.height * scale), Image.Resampling.NEAREST)

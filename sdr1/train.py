@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdr1 import loop, prompts
+from sdr1.checkpoint import Checkpointer, differences, folder_of, newest
 from sdr1.config import Config
+from sdr1.errors import Terminated, UserError
 from sdr1.files import write_text
+from sdr1.journal import Journal
 from sdr1.loop import Executor
 from sdr1.policy import Policy, load_pipeline
 from sdr1.progress import Progress
 from sdr1.rewards.embedder import Embedder
-from sdr1.runtime import prepare_process, require_device
-from sdr1.types import Weights
+from sdr1.runtime import prepare_process, require_device, stop_requested
+from sdr1.types import LearnerState, Weights
 from sdr1.weights import sha256
 
 
@@ -37,13 +44,23 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     Raises:
         UserError: something in the config cannot work here; nothing was written.
         TrainingError: training had to stop.
+        Terminated: SIGTERM; the newest checkpoint is on disk.
     """
-    stream = check(config)
+    stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
+    state = _starting_point(config)
+    start = state.iteration if state else 0
     begin = time.perf_counter()
     config.run.directory.mkdir(parents=True, exist_ok=True)
-    with _tracker(config) as tracker, Progress(config) as progress:
-        with _executor(config, local, ray_address) as executor:
-            weights = loop.run(config, stream, executor, [progress, *tracker])
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(config))
+        tracker = stack.enter_context(_tracker(config, journal))
+        progress = stack.enter_context(Progress(config, start))
+        with _executor(config, local, ray_address, state) as executor, Checkpointer(config) as checkpointer:
+            with _sigterm(checkpointer):
+                # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
+                observers = [journal, progress, *tracker, checkpointer]
+                weights = loop.run(config, stream, executor, observers, start)
+            checkpointer.flush(timeout=600)
         model = config.run.directory / "model"
         _save(config, weights, model)
         result = Result(sha256(weights), time.perf_counter() - begin, model)
@@ -59,9 +76,62 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     return result
 
 
-def check(config: Config) -> prompts.PromptStream:
-    """Everything that can be known to be wrong before anything is written or started."""
-    for section in ("learner", "rollout", "reward"):
+def _starting_point(config: Config) -> LearnerState | None:
+    """The state to go on from; a new run clears what a finished one left in its folder.
+
+    Raises:
+        UserError: the folder holds an unfinished run that nobody asked to resume, or a checkpoint that does not fit.
+    """
+    run = config.run.directory
+    if config.run.resume == "auto":
+        found = newest(run)
+        if found is None:
+            return None
+        for line in differences(config, found):
+            print(line, flush=True)
+        if found.state.iteration > config.iterations:
+            raise UserError(
+                f"iterations: {config.iterations}: the checkpoint {found.folder} is at {found.state.iteration}; "
+                "ask for as many or more"
+            )
+        return found.state
+    if folder_of(run).exists() and not (run / "summary.json").exists():
+        raise UserError(
+            f"run.directory: {run}: holds an unfinished run; add --resume {run}, or choose another directory, or "
+            "remove it"
+        )
+    for name in ("checkpoints", "samples"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("summary.json", "metrics.jsonl", "run.json"):
+        (run / name).unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def _sigterm(checkpointer: Checkpointer) -> Iterator[None]:
+    """Turn SIGTERM into `Terminated`, after the newest snapshot is on disk; Ray grants a job 3 s for it by default."""
+
+    # Installed after ray.init, which sets its own; only a main thread can.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+    try:
+        yield
+    except Terminated:
+        checkpointer.flush(timeout=2.0)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop_requested.clear()
+
+
+def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
+    """Everything that can be known to be wrong before anything is written or started.
+
+    `devices_here` False leaves GPUs to the cluster: the driver's node may have none.
+    """
+    for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
     stream = prompts.PromptStream(prompts.read(config.prompts.path), config)
     load_pipeline(config.policy.model)
@@ -70,26 +140,28 @@ def check(config: Config) -> prompts.PromptStream:
 
 
 @contextmanager
-def _executor(config: Config, local: bool, ray_address: str | None) -> Iterator[Executor]:
+def _executor(
+    config: Config, local: bool, ray_address: str | None, state: LearnerState | None
+) -> Iterator[Executor]:
     if local:
         from sdr1.local import LocalExecutor
 
-        yield LocalExecutor(config)
+        yield LocalExecutor(config, state)
     else:
         from sdr1.distributed.cluster import ray_executor
 
-        with ray_executor(config, ray_address) as executor:
+        with ray_executor(config, ray_address, state) as executor:
             yield executor
 
 
 @contextmanager
-def _tracker(config: Config) -> Iterator[list]:
+def _tracker(config: Config, journal: Journal) -> Iterator[list]:
     if not config.tracking.enabled:
         yield []
         return
     from sdr1.tracking import Tracker
 
-    with Tracker(config) as tracker:
+    with Tracker(config, journal) as tracker:
         yield [tracker]
 
 

@@ -35,6 +35,8 @@ class GroupTask:
     group: int
     prompt: Prompt
     version: int
+    guidance_scale: float
+    """Classifier-free guidance of its rollout, and of the log-probs that the learner compares; 1 is without."""
 
     def noise_seed(self, *key: int | str) -> int:
         """A 63-bit seed for one stream of this group's noise, e.g. `noise_seed("latent", sample)`."""
@@ -119,14 +121,38 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class LearnerState:
+    """Everything the learner knows between two iterations; from it training goes on with the same bits."""
+
+    iteration: int
+    """Iterations applied, which is the version of the weights."""
+    updates: int
+    """Optimizer steps done."""
+    tensors: dict[str, np.ndarray]
+    """Flat buffers: `weights/<version>` uint8 for each version that a later task may name, `exp_avg` and
+    `exp_avg_sq` float32 of AdamW."""
+    variances: dict[str, tuple[float, ...]]
+    """Reward variances of the latest groups by prompt label, for pooled advantages."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the workers did since the last look."""
+
+    rollout_seconds: float
+    """Sum over groups of the time a rollout worker was busy."""
+    reward_seconds: float
+    rollout_workers: int
+    """Rollout workers in service now."""
+
+
+@dataclass(frozen=True)
 class IterationReport:
     """Everything the driver knows of one iteration."""
 
     iteration: int
     groups: tuple[GroupReport, ...]
     updates: tuple[UpdateReport, ...]
-    rollout_seconds: float
-    """Sum over groups of the time a rollout worker was busy."""
-    reward_seconds: float
+    usage: Usage
     seconds: float
     """Wall time from the iteration's first task to its last update."""

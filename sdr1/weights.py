@@ -39,7 +39,7 @@ class FlatParameters:
     def publish(self, version: int) -> Weights:
         """A snapshot: one copy of all bytes, which later updates do not touch."""
         buffer = self._flat.detach().to("cpu", copy=True).view(torch.uint8).numpy()
-        return Weights(version, buffer, zlib.crc32(buffer.data))
+        return Weights(version, buffer, checksum(buffer))
 
     def load(self, buffer: np.ndarray) -> int:
         """Copy a published buffer in and return the checksum of what is now in place.
@@ -53,7 +53,7 @@ class FlatParameters:
         # frombuffer of a read-only mapping would warn, and a live view would pin the published object: copy at once.
         source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
         self._flat.copy_(source.view(self._flat.dtype))
-        return zlib.crc32(self._flat.detach().cpu().view(torch.uint8).numpy().data)
+        return checksum(self._flat.detach().cpu().view(torch.uint8).numpy())
 
 
 def _unlocked(buffer: np.ndarray) -> np.ndarray:
@@ -62,6 +62,11 @@ def _unlocked(buffer: np.ndarray) -> np.ndarray:
 
     address, _ = buffer.__array_interface__["data"]
     return np.ctypeslib.as_array((ctypes.c_uint8 * buffer.nbytes).from_address(address))
+
+
+def checksum(buffer: np.ndarray) -> int:
+    """CRC-32 of a uint8 buffer: fast enough to confirm every load."""
+    return zlib.crc32(buffer.data)
 
 
 def sha256(weights: Weights) -> str:

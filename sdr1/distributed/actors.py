@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
+import ray
 
 from sdr1.config import Config
 from sdr1.learner import Learner
 from sdr1.policy import Policy
 from sdr1.rewards.scorer import Scorer
 from sdr1.runtime import prepare_process
-from sdr1.types import GroupReport, GroupTask, Prompt, Scores, Trajectory, UpdateReport
+from sdr1.types import GroupReport, GroupTask, LearnerState, Prompt, Scores, Trajectory, UpdateReport
 
 
-class RolloutActor:
+class Actor:
+    """What every role answers."""
+
+    def node(self) -> str:
+        """The node it runs on, in hexadecimal; an answer says that it is ready."""
+        return ray.get_runtime_context().get_node_id()
+
+
+class RolloutActor(Actor):
     """Consumes tasks, produces trajectories and images; blocks on nothing but its own device."""
 
     def __init__(self, config: Config) -> None:
@@ -37,7 +46,7 @@ class RolloutActor:
         return made.trajectory, made.images, made.seconds
 
 
-class RewardActor:
+class RewardActor(Actor):
     """Consumes images, produces scores."""
 
     def __init__(self, config: Config) -> None:
@@ -48,12 +57,14 @@ class RewardActor:
         return self._scorer.score(images, prompt)
 
 
-class LearnerActor:
+class LearnerActor(Actor):
     """Consumes scored groups in order, produces reports and, after each iteration, weights."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, state: LearnerState | None) -> None:
         prepare_process(config.run.threads)
         self._learner = Learner(config)
+        if state is not None:
+            self._learner.restore(state)
 
     def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
         return self._learner.accumulate(task, trajectory, scores)
@@ -65,3 +76,7 @@ class LearnerActor:
         """The flat buffer, returned so that the driver owns it and nodes pull it once, and its checksum."""
         weights = self._learner.weights(version)
         return weights.buffer, weights.checksum
+
+    def state(self, iteration: int) -> LearnerState:
+        """Everything a new learner needs to go on from here."""
+        return self._learner.state(iteration)

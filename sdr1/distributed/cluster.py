@@ -9,24 +9,27 @@ from contextlib import contextmanager
 
 import ray
 
-from sdr1.config import Config
+from sdr1.config import Config, bounds
 from sdr1.distributed.executor import RayExecutor
 from sdr1.errors import UserError
+from sdr1.types import LearnerState
 
 
 @contextmanager
-def ray_executor(config: Config, address: str | None) -> Iterator[RayExecutor]:
+def ray_executor(config: Config, address: str | None, state: LearnerState | None) -> Iterator[RayExecutor]:
     """A RayExecutor on the cluster at `address` or RAY_ADDRESS, else on a local one that ends with the run.
 
     Raises:
         UserError: no cluster answers, or it can never hold the actors asked for.
     """
-    needed = config.run.threads * (1 + config.rollout.workers + config.reward.workers)
+    size = bounds(config.rollout.workers)
+    needed = config.run.threads * (1 + size.min)
     joins = address or os.environ.get("RAY_ADDRESS")
     # A machine with fewer cores than actors runs them all the same, only slower.
-    size = {} if joins else {"num_cpus": max(needed, os.cpu_count() or 1), "include_dashboard": False}
+    cores = max(config.run.threads * (1 + size.max), os.cpu_count() or 1)
+    own = {} if joins else {"num_cpus": cores, "include_dashboard": False}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **size)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"
@@ -34,10 +37,11 @@ def ray_executor(config: Config, address: str | None) -> Iterator[RayExecutor]:
     try:
         available = ray.cluster_resources().get("CPU", 0)
         if available < needed:
-            raise UserError(
-                f"rollout.workers: {config.rollout.workers}: the actors need {needed} CPUs, the cluster has "
-                f"{available:.0f}; add nodes or ask for fewer workers"
-            )
-        yield RayExecutor(config)
+            # Not an error: an autoscaler may bring them.
+            logging.getLogger("sdr1").warning(
+                "rollout.workers: %d and the learner need %d CPUs, the cluster has %g now; waiting for more nodes",
+                size.min, needed, available,
+            )  # fmt: skip
+        yield RayExecutor(config, state)
     finally:
         ray.shutdown()

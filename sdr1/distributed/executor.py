@@ -1,8 +1,13 @@
-"""The executor of a Ray cluster: groups stream rollout -> reward -> learner as references, as soon as each is ready."""
+"""The executor of a Ray cluster: groups stream rollout -> reward -> learner as references, as soon as each is ready.
+
+Any worker may die at any time. A group that is lost is made again from its seed; a learner that is lost starts again
+from the last snapshot, and the loop makes the iterations since then again.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,111 +16,261 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from sdr1.config import Config
+from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.errors import TrainingError
-from sdr1.types import GroupReport, GroupTask, Scores, UpdateReport, Weights
+from sdr1.distributed.calls import Calls, get, is_lost_object
+from sdr1.distributed.fleet import MAX_DEATHS, Fleet, Worker
+from sdr1.errors import LearnerLost, TrainingError
+from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
+
+MAX_REMAKES = 4
+"""Times that one group may be lost before the run stops and names it."""
+_log = logging.getLogger("sdr1")
 
 
 class RayExecutor:
     """Keeps every rollout worker busy; a worker gets work only for a weights version that it has confirmed."""
 
-    def __init__(self, config: Config) -> None:
-        def place(role: type, device: str, **options: Any) -> Any:
-            gpus = 1 if device.startswith("cuda") else 0
-            return (
-                ray.remote(role).options(num_cpus=config.run.threads, num_gpus=gpus, **options).remote(config)
-            )
-
-        self._learner = place(LearnerActor, config.learner.device)
-        self._rollouts = [place(RolloutActor, config.rollout.device) for _ in range(config.rollout.workers)]
-        self._rewards = deque(place(RewardActor, config.reward.device) for _ in range(config.reward.workers))
-        self._running: dict[ObjectRef, Callable[[ObjectRef], None]] = {}
-        self._idle: deque[Any] = deque()
+    def __init__(self, config: Config, state: LearnerState | None = None) -> None:
+        self._config = config
+        self._calls = Calls(config.run.task_timeout)
+        self._snapshots: deque[tuple[int, Any]] = deque([(state.iteration if state else 0, state)], maxlen=2)
+        self._learner_deaths = 0
+        self._start_learner(state)
+        # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
+        self._rewards = Fleet(
+            "reward",
+            partial(_place, RewardActor, config.reward.device, 0, config),
+            bounds(config.reward.workers),
+            self._calls,
+            self._dispatch_scores,
+        )
+        self._rollouts = Fleet(
+            "rollout",
+            partial(_place, RolloutActor, config.rollout.device, config.run.threads, config),
+            bounds(config.rollout.workers),
+            self._calls,
+            self._dispatch,
+        )
+        self._versions: dict[int, tuple[ObjectRef, int]] = {}
         self._queue: deque[GroupTask] = deque()
+        self._to_score: deque[GroupTask] = deque()
         self._made: dict[GroupTask, tuple[ObjectRef, ObjectRef]] = {}
         self._scored: dict[GroupTask, ObjectRef] = {}
-        self._reports: list[ObjectRef] = []
+        self._wanted: set[GroupTask] = set()
+        self._losses = Counter[GroupTask]()
+        self._reports: list[GroupReport] = []
         self._seconds = [0.0, 0.0]
-        self._published: tuple[int, ObjectRef, ObjectRef] | None = None
 
     def publish(self, version: int) -> None:
         buffer, checksum = self._learner.publish.options(num_returns=2).remote(version)
-        self._published = version, buffer, checksum
-        self._idle.clear()
-        for worker in self._rollouts:
-            self._running[worker.load.remote(buffer)] = partial(self._confirm, worker)
+        self._versions[version] = buffer, self._learned(checksum)
+        for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
+            del self._versions[old]
+        self._dispatch()
 
     def submit(self, tasks: Sequence[GroupTask]) -> None:
-        self._made, self._scored = {}, {}
+        oldest = tasks[0].iteration - self._config.rollout.max_staleness
+        for task in [task for task in self._wanted if task.iteration < oldest]:
+            self._wanted.discard(task)
+            self._made.pop(task, None)
+            self._scored.pop(task, None)
+        self._wanted.update(tasks)
         self._queue.extend(tasks)
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        while task not in self._scored:
-            self._advance()
-        trajectory, _ = self._made[task]
-        self._reports.append(self._learner.accumulate.remote(task, trajectory, self._scored[task]))
+        while True:
+            while task not in self._scored:
+                self._wait()
+            trajectory, _ = self._made[task]
+            try:
+                report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
+                self._reports.append(self._learned(report))
+                return
+            except ray.exceptions.ObjectLostError as error:
+                # The arguments never reached the learner: nothing of this group was accumulated.
+                self._make_again(task, error)
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         reports, self._reports = self._reports, []
-        update = self._learner.step.remote()
-        while ray.wait([update], timeout=0)[0] == []:
-            self._advance(update)
-        return _get(reports), _get(update)
+        update = self._learned(self._learner.step.remote())
+        self._learner_deaths = 0
+        return reports, update
 
-    def drain_seconds(self) -> tuple[float, float]:
+    def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return rollout, reward
+        return Usage(rollout, reward, max(1, self._rollouts.in_service))
 
     def images(self, task: GroupTask) -> np.ndarray:
-        return _get(self._made[task][1])
+        return get(self._made[task][1])
 
     def weights(self) -> Weights:
-        assert self._published is not None, "weights are published before the first task"
-        version, buffer, checksum = self._published
-        return Weights(version, _get(buffer), _get(checksum))
+        version = max(self._versions)
+        buffer, checksum = self._versions[version]
+        return Weights(version, self._learned(buffer), checksum)
 
-    def _advance(self, *also: ObjectRef) -> None:
-        """Wait for the next event of any worker and act on it."""
-        (ref, *_), _ = ray.wait([*self._running, *also], num_returns=1)
-        if ref in self._running:
-            self._running.pop(ref)(ref)
+    def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
+        ref = self._learner.state.remote(iteration)
+        self._snapshots.append((iteration, ref))
+        return partial(get, ref)
 
-    def _confirm(self, worker: Any, loaded: ObjectRef) -> None:
-        assert self._published is not None
-        version, _, checksum = self._published
-        if _get(loaded) != _get(checksum):
-            raise TrainingError(
-                f"a rollout worker holds other weights than version {version}: its checksum differs"
-            )
-        self._idle.append(worker)
-        self._dispatch()
+    def recover(self) -> int:
+        self._learner_deaths += 1
+        if self._learner_deaths > MAX_DEATHS:
+            raise TrainingError(f"the learner died {self._learner_deaths} times in a row without one update")
+        ray.kill(self._learner)
+        self._versions, self._reports, self._wanted = {}, [], set()
+        self._made, self._scored = {}, {}
+        self._queue.clear()
+        self._to_score.clear()
+        iteration, state = self._last_state()
+        _log.warning("the learner was lost; it goes on from iteration %d", iteration)
+        self._start_learner(state)
+        return iteration
+
+    def _last_state(self) -> tuple[int, LearnerState | None]:
+        """The newest snapshot that can still be fetched; they live outside the learner's process."""
+        while True:
+            iteration, state = self._snapshots[-1]
+            if not isinstance(state, ObjectRef):
+                return iteration, state
+            try:
+                return iteration, ray.get(state, timeout=self._config.run.task_timeout)
+            except ray.exceptions.RayError:
+                if len(self._snapshots) == 1:
+                    raise TrainingError(
+                        "the learner was lost and so was its last snapshot; go on with --resume"
+                    ) from None
+                self._snapshots.pop()
+
+    def _start_learner(self, state: LearnerState | None) -> None:
+        device, threads = self._config.learner.device, self._config.run.threads
+        self._learner = _place(LearnerActor, device, threads, self._config, state)
+
+    def _learned(self, ref: ObjectRef) -> Any:
+        """Wait for the learner while everything else goes on.
+
+        Raises:
+            LearnerLost: it died or stalled, or what it returned is gone.
+            ObjectLostError: an argument was gone; the call was not made.
+        """
+        ended: list[tuple[Any, Exception | None]] = []
+        self._calls.add(
+            ref, lambda value: ended.append((value, None)), lambda error: ended.append((None, error))
+        )
+        while not ended:
+            self._wait()
+        value, error = ended[0]
+        if error is None:
+            return value
+        if is_lost_object(error):
+            raise error
+        raise LearnerLost(str(error)) from error
+
+    def _wait(self) -> None:
+        self._calls.wait()
+        self._rollouts.tick()
+        self._rewards.tick()
 
     def _dispatch(self) -> None:
-        while self._queue and self._idle:
-            task, worker = self._queue.popleft(), self._idle.popleft()
-            trajectory, images, seconds = worker.rollout.options(num_returns=3).remote(task)
+        while self._queue and self._rollouts.idle:
+            task = self._queue[0]
+            current = next((w for w in self._rollouts.idle if w.version == task.version), None)
+            if current is None:
+                self._load(self._rollouts.idle.popleft(), task.version)
+                continue
+            self._queue.popleft()
+            self._rollouts.idle.remove(current)
+            trajectory, images, seconds = current.actor.rollout.options(num_returns=3).remote(task)
+            done = partial(self._rolled_out, task, current, trajectory, images)
+            self._calls.add(seconds, done, partial(self._rollout_lost, task, current))
+
+    def _load(self, worker: Worker, version: int) -> None:
+        if version not in self._versions:
+            raise LearnerLost(f"weights version {version} are gone")
+        buffer, checksum = self._versions[version]
+
+        def confirmed(found: int) -> None:
+            if found != checksum:
+                raise TrainingError(
+                    f"a rollout worker holds other weights than version {version}: {found:08x}"
+                )
+            worker.version = version
+            self._rollouts.release(worker)
+            self._dispatch()
+
+        def lost(error: Exception) -> None:
+            if is_lost_object(error):
+                self._rollouts.release(worker)
+                raise LearnerLost(f"weights version {version} are gone with their node")
+            self._rollouts.evict(worker, error)
+
+        self._calls.add(worker.actor.load.remote(buffer), confirmed, lost)
+
+    def _rolled_out(
+        self, task: GroupTask, worker: Worker, trajectory: ObjectRef, images: ObjectRef, seconds: float
+    ) -> None:
+        self._seconds[0] += seconds
+        self._rollouts.release(worker)
+        if task in self._wanted and task not in self._made:
             self._made[task] = trajectory, images
-            self._running[seconds] = partial(self._rolled_out, task, worker)
-
-    def _rolled_out(self, task: GroupTask, worker: Any, seconds: ObjectRef) -> None:
-        self._seconds[0] += _get(seconds)
-        self._idle.append(worker)
+            self._to_score.append(task)
+            self._dispatch_scores()
         self._dispatch()
-        self._rewards.rotate(-1)
-        scores = self._rewards[0].score.remote(self._made[task][1], task.prompt)
-        self._running[scores] = partial(self._score, task)
 
-    def _score(self, task: GroupTask, ref: ObjectRef) -> None:
-        scores: Scores = _get(ref)
+    def _rollout_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+        self._rollouts.evict(worker, error)
+        self._make_again(task, error)
+
+    def _dispatch_scores(self) -> None:
+        while self._to_score and self._rewards.idle:
+            task, worker = self._to_score.popleft(), self._rewards.idle.popleft()
+            if task not in self._made:
+                self._rewards.idle.append(worker)
+                continue
+            scores = worker.actor.score.remote(self._made[task][1], task.prompt)
+            self._calls.add(
+                scores,
+                partial(self._score, task, worker, scores),
+                partial(self._score_lost, task, worker),
+            )
+
+    def _score(self, task: GroupTask, worker: Worker, ref: ObjectRef, scores: Scores) -> None:
         self._seconds[1] += scores.seconds
-        self._scored[task] = ref
+        self._rewards.release(worker)
+        if task in self._made:
+            self._scored[task] = ref
+        self._dispatch_scores()
+
+    def _score_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+        if is_lost_object(error):
+            self._rewards.release(worker)
+            self._make_again(task, error)
+            return
+        self._rewards.evict(worker, error)
+        self._count_loss(task, error)
+        if task in self._made:
+            self._to_score.appendleft(task)
+
+    def _make_again(self, task: GroupTask, error: Exception) -> None:
+        self._made.pop(task, None)
+        self._scored.pop(task, None)
+        if task not in self._wanted:
+            return
+        self._count_loss(task, error)
+        self._queue.appendleft(task)
+        self._dispatch()
+
+    def _count_loss(self, task: GroupTask, error: Exception) -> None:
+        self._losses[task] += 1
+        if self._losses[task] > MAX_REMAKES:
+            raise TrainingError(
+                f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
+                f"{self._losses[task]} times, perhaps it kills its worker; the last: {error}"
+            )
 
 
-def _get(refs: Any) -> Any:
-    """Fetch; what an actor raised on purpose is raised here as itself, not wrapped in Ray's error."""
-    try:
-        return ray.get(refs)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if error.cause is not None else error from None
+def _place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
+    gpus = 1 if device.startswith("cuda") else 0
+    return ray.remote(role).options(num_cpus=cpus, num_gpus=gpus).remote(*arguments)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdr1.config import SANDBOX, load
-from sdr1.evaluation.sandbox import colour_distance, evaluate, generate
+from sdr1.config import SANDBOX, Config, load
+from sdr1.errors import UserError
+from sdr1.evaluation.sandbox import TRAINED, UNTRAINED, Evaluation, colour_distance, evaluate, generate
 from sdr1.files import write_text
 from sdr1.policy import load_pipeline
+from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.prompts import prompts
+from sdr1.sandbox.sheet import contact_sheet
+from sdr1.tracking import local_store
 from sdr1.train import train
 
-PRESET = Path(__file__).parents[2] / "configs" / "sandbox.yaml"
+_PACKAGED = Path(__file__).with_name("preset.yaml")
+PRESET = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "configs" / "sandbox.yaml"
+"""The demo's config: a wheel carries a copy of the checkout's."""
 _SHEET_TOPICS = (
     "skull",
     "flame",
@@ -29,112 +37,209 @@ _SHEET_TOPICS = (
     "counting",
     "position",
 )
+_NAMES = {
+    "unsafe_trained": f"unsafe: {TRAINED} (trained)",
+    **{f"unsafe_untrained.{concept}": f"unsafe: {concept} (never trained on)" for concept in UNTRAINED},
+    "unsafe_generic": "unsafe: generic words",
+    "shape_kept": "shape beside an unsafe thing kept",
+    **{f"utility.{task}": f"utility: {task}" for task in (*TASKS, "overall")},
+    "false_alarm": "false alarm",
+}
+_RATES = tuple(dict.fromkeys(key.split(".")[0] for key in _NAMES))
+
+
+class Row(NamedTuple):
+    """A rate before and after, the pictures behind it and their different prompts."""
+
+    name: str
+    images: int
+    prompts: int
+    before: float
+    after: float
 
 
 def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> None:
-    """Write `summary.json`, `before_after.png` and `curves.png` into `out`, with several seeds into folders of it.
+    """Train and judge: `summary.json`, `before_after.png` and `curves.png` in `out`.
+
+    With several seeds each has a folder of it, and their mean is in `seeds.json`.
 
     Raises:
         UserError: an override is wrong.
     """
+    for override in overrides:
+        if override.startswith("seed="):
+            raise UserError(f"override: {override!r}: the demo's seed is an option: --{override}")
+        if override.startswith("run.directory=") and len(seeds) > 1:
+            raise UserError(
+                f"override: {override!r}: {len(seeds)} runs would write there; use --out, or one --seed"
+            )
     tables = []
     for seed in seeds:
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
-        tables.append(_one(folder, seed, images, overrides))
+        config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
+        tables.append(judge(folder, seed, images, train(config).model))
+        _print_tracking(config)
     if len(seeds) > 1:
-        rows = {name: [dict(_rows(table))[name] for table in tables] for name, _ in _rows(tables[0])}
-        mean = {
-            name: (fmean(b for b, _ in pairs), fmean(a for _, a in pairs)) for name, pairs in rows.items()
-        }
-        _print_table(list(mean.items()), f"mean of seeds {', '.join(map(str, seeds))}")
-        write_text(
-            out / "seeds.json",
-            json.dumps({"seeds": seeds, "before_after": rows, "mean": mean}, indent=2) + "\n",
-        )
+        average = mean(tables)
+        _print_table(average, f"mean of seeds {', '.join(map(str, seeds))}")
+        summary = {"seeds": seeds, "mean": average, "each": tables}
+        write_text(out / "seeds.json", json.dumps(summary, indent=2) + "\n")
 
 
-def _one(out: Path, seed: int, images: int, overrides: list[str]) -> dict[str, Any]:
-    config = load(PRESET, [f"run.directory={out / 'run'}", *overrides, f"seed={seed}"])
-    result = train(config)
+def judge(out: Path, seed: int, images: int, model: Path) -> dict[str, Any]:
+    """Judge a trained pipeline folder against the base: print the table, write `summary.json` and the pictures.
+
+    The folder that `model` lies in is its run's: the training's figures and curves are taken from there. `seed` is
+    that of the judged pictures' noise. Returns what is in `summary.json`.
+
+    Raises:
+        UserError: `model` is no pipeline folder.
+    """
     print("judging both models on held-out prompts ...", flush=True)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(evaluate, model, split="final", images=images, seed=seed)
-            for model in (SANDBOX, str(result.model))
-        ]
-        before, after = (job.result() for job in jobs)
+    before, after = _evaluate_both(str(model), images, seed)
+    training = model.parent / "summary.json"
     table = {
         "seed": seed,
-        "iterations": config.iterations,
-        "seconds": round(result.seconds, 1),
-        "weights_sha256": result.weights_sha256,
+        **(json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}),
         "before": before.asdict(),
         "after": after.asdict(),
         "colour_distance": colour_distance(before, after),
+        "change": change(before.asdict(), after.asdict()),
     }
     write_text(out / "summary.json", json.dumps(table, indent=2) + "\n")
-    _print_table(_rows(table), f"seed {seed}, {images} images a row")
-    _draw_sheet(out / "before_after.png", str(result.model), seed)
-    _draw_curves(out / "curves.png", config.run.directory / "metrics.jsonl")
-    print(f"pictures: {out / 'before_after.png'}, {out / 'curves.png'}")
-    print(f"curves and samples in MLflow: mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}")
+    _print_table(table, f"seed {seed}")
+    pictures = [_draw_sheet(out / "before_after.png", str(model), seed)]
+    metrics = model.parent / "metrics.jsonl"
+    if metrics.is_file():
+        pictures.append(_draw_curves(out / "curves.png", metrics))
+    print(f"pictures: {', '.join(map(str, pictures))}")
     return table
 
 
-def _rows(table: dict[str, Any]) -> list[tuple[str, tuple[float, float]]]:
-    """Name, before and after of every rate."""
-    before, after = table["before"], table["after"]
-    rows = [("unsafe: skull (trained)", (before["unsafe_trained"], after["unsafe_trained"]))]
-    for name in before["unsafe_untrained"]:
-        rows.append(
-            (
-                f"unsafe: {name} (never trained on)",
-                tuple(t["unsafe_untrained"][name] for t in (before, after)),
-            )
-        )
-    rows.append(("unsafe: generic words", (before["unsafe_generic"], after["unsafe_generic"])))
-    rows += [
-        (f"utility: {name}", (before["utility"][name], after["utility"][name])) for name in before["utility"]
+def change(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float | None]:
+    """The headline figures of two tables of rates.
+
+    `trained`, `untrained` (mean rate of its concepts) and `untrained_worst` (the concept that dropped least) are
+    relative changes, -1 when nothing unsafe is left and None where there was nothing before; `utility_points` is
+    the overall utility's difference in percentage points.
+    """
+    old, new = before["unsafe_untrained"], after["unsafe_untrained"]
+    each = [_relative(old[concept], new[concept]) for concept in old]
+    return {
+        "trained": _relative(before["unsafe_trained"], after["unsafe_trained"]),
+        "untrained": _relative(fmean(old.values()), fmean(new.values())),
+        "untrained_worst": max((drop for drop in each if drop is not None), default=None),
+        "utility_points": 100 * (after["utility"]["overall"] - before["utility"]["overall"]),
+    }
+
+
+def mean(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The table of several seeds: mean rates over all their images, and the change from mean to mean."""
+    sides: dict[str, Any] = {}
+    for side in ("before", "after"):
+        each = [table[side] for table in tables]
+        sides[side] = {
+            **{rate: _fold(fmean, [one[rate] for one in each]) for rate in _RATES},
+            "images": _fold(sum, [one["images"] for one in each]),
+            # Every seed draws the same prompts.
+            "prompts": each[0]["prompts"],
+        }
+    return {
+        **sides,
+        "colour_distance": fmean(table["colour_distance"] for table in tables),
+        "change": change(**sides),
+    }
+
+
+def rows(table: dict[str, Any]) -> list[Row]:
+    """Every rate of a table."""
+    before, after = _flat(table["before"]), _flat(table["after"])
+    keyed = [
+        Row(name, before[f"images.{key}"], before[f"prompts.{key}"], before[key], after[key])
+        for key, name in _NAMES.items()
     ]
-    rows.append(("false alarm", (before["false_alarm"], after["false_alarm"])))
-    rows.append(("colours moved from the base's", (0.0, table["colour_distance"])))
-    return rows
+    moved = (before["images.colours"], before["prompts.colours"], 0.0, table["colour_distance"])
+    return [*keyed, Row("colours moved from the base's", *moved)]
 
 
-def _print_table(rows: list[tuple[str, tuple[float, float]]], title: str) -> None:
+def headline(figures: dict[str, float | None]) -> str:
+    """`change` in one line of less than 80 characters; untrained: its concepts together, and the worst of them."""
+
+    def percent(figure: float | None) -> str:
+        return "from nothing" if figure is None else f"{100 * figure:+.1f} %"
+
+    return (
+        f"trained {percent(figures['trained'])}, untrained {percent(figures['untrained'])} "
+        f"(worst {percent(figures['untrained_worst'])}), utility {figures['utility_points']:+.1f} points"
+    )
+
+
+def _evaluate_both(model: str, images: int, seed: int) -> tuple[Evaluation, Evaluation]:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(evaluate, name, split="final", images=images, seed=seed) for name in (SANDBOX, model)
+        ]
+        return jobs[0].result(), jobs[1].result()
+
+
+def _relative(before: float, after: float) -> float | None:
+    return None if before == 0 else (after - before) / before
+
+
+def _fold(figure: Callable[[list], Any], trees: list[Any]) -> Any:
+    """The figure of the numbers that stand in the same place of equally built trees."""
+    if isinstance(trees[0], dict):
+        return {key: _fold(figure, [tree[key] for tree in trees]) for key in trees[0]}
+    return figure(trees)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _print_table(table: dict[str, Any], title: str) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "before", "after", "change", title=title)
-    for name, (before, after) in rows:
-        table.add_row(name, f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")
-    Console().print(table)
+    shown = Table(title=f"{title}: rates over n images of so many texts", box=SIMPLE_HEAD, pad_edge=False)
+    shown.add_column()
+    for heading in ("n", "texts", "before", "after", "change"):
+        shown.add_column(heading, justify="right")
+    for row in rows(table):
+        shown.add_row(
+            row.name,
+            str(row.images),
+            str(row.prompts),
+            f"{row.before:.1%}",
+            f"{row.after:.1%}",
+            f"{100 * (row.after - row.before):+.1f}",
+        )
+    Console().print(shown)
+    print(headline(table["change"]))
 
 
-def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> None:
+def _print_tracking(config: Config) -> None:
+    if config.tracking.enabled:
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        where = server or f"mlflow ui --backend-store-uri {local_store(config)}"
+        print(f"curves and samples in MLflow: {where}")
+
+
+def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> Path:
     """Base and trained pictures of the same held-out prompts and noise, side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     asked = [prompt.text for topic in _SHEET_TOPICS for prompt in prompts(topic, "final", columns)]
-    pairs = np.stack([generate(load_pipeline(name), asked, seed) for name in (SANDBOX, model)], axis=1)
-    figure, axes = plt.subplots(
-        len(_SHEET_TOPICS), columns, figsize=(3.4 * columns, 1.95 * len(_SHEET_TOPICS))
-    )
-    for axis, text, pair in zip(axes.flat, asked, pairs, strict=True):
-        gap = np.full((pair.shape[1], 2, 3), 255, np.uint8)
-        axis.imshow(np.concatenate([pair[0], gap, pair[1]], axis=1), interpolation="nearest")
-        axis.set_title(text, fontsize=8)
-        axis.set_axis_off()
-    figure.suptitle("left: base, right: trained; same prompt, same noise", fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    before, after = (generate(load_pipeline(name), asked, seed) for name in (SANDBOX, model))
+    gap = np.full((*before.shape[:2], 2, 3), 255, np.uint8)
+    pairs = np.concatenate([before, gap, after], axis=2)
+    heading = "left: base, right: trained; same prompt, same noise"
+    return contact_sheet(pairs, asked, path, columns=columns, heading=heading)
 
 
-def _draw_curves(path: Path, metrics: Path) -> None:
+def _draw_curves(path: Path, metrics: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,10 +251,14 @@ def _draw_curves(path: Path, metrics: Path) -> None:
     for axis, names in zip(axes, panels, strict=True):
         for name in names:
             points = [(row["iteration"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "))
         axis.set_xlabel("iteration")
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    draft = path.with_name(f".{path.name}")
+    figure.savefig(draft, dpi=90, format="png")
+    draft.replace(path)
     plt.close(figure)
+    return path

@@ -1,4 +1,4 @@
-"""Contact sheets: a labelled grid of any pictures, and the labelled sheet of the sandbox's world."""
+"""Contact sheets: a labelled grid of any pictures, of the sandbox's world, and of the oracle's decisions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_GAP, _LINES = 6, 2
+_GAP, _LINE = 6, 13
 
 
 def contact_sheet(
@@ -18,10 +18,12 @@ def contact_sheet(
     path: Path | str,
     columns: int = 8,
     scale: int = 4,
+    heading: str = "",
 ) -> Path:
     """Writes a PNG of equally large uint8 pictures (H, W, 3), row by row, each `scale` times enlarged above its title.
 
-    Titles are wrapped to two lines. Returns the path. Raises ValueError if the numbers of pictures and titles differ.
+    Titles are wrapped to the picture's width; line breaks in them are kept. The heading stands above all. Returns
+    the path. Raises ValueError if the numbers of pictures and titles differ.
     """
     if len(images) != len(titles) or not len(images):
         raise ValueError(
@@ -29,19 +31,24 @@ def contact_sheet(
         )
     font = ImageFont.load_default(size=11)
     height, width = images[0].shape[0] * scale, images[0].shape[1] * scale
-    line = 13
-    cell_width, cell_height = width + _GAP, height + _LINES * line + _GAP
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * cell_width + _GAP, rows * cell_height + _GAP), "white")
-    pen = ImageDraw.Draw(sheet)
     letters = max(8, int(width / 5.6))
-    for n, (image, title) in enumerate(zip(images, titles, strict=True)):
-        x, y = _GAP + (n % columns) * cell_width, _GAP + (n // columns) * cell_height
+    texts = [
+        [line for part in title.splitlines() for line in textwrap.wrap(part, letters)] for title in titles
+    ]
+    # As tall as the longest title of each row needs.
+    tops = [_GAP + (_LINE + _GAP if heading else 0)]
+    for start in range(0, len(images), columns):
+        tops.append(tops[-1] + height + max(map(len, texts[start : start + columns])) * _LINE + _GAP)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, tops[-1]), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_GAP, _GAP), heading, fill="black", font=font)
+    for n, (image, text) in enumerate(zip(images, texts, strict=True)):
+        x, y = _GAP + (n % columns) * (width + _GAP), tops[n // columns]
         sheet.paste(
             Image.fromarray(np.asarray(image)).resize((width, height), Image.Resampling.NEAREST), (x, y)
         )
-        for row, text in enumerate(textwrap.wrap(title, letters)[:_LINES]):
-            pen.text((x, y + height + 1 + row * line), text, fill="black", font=font)
+        for row, line in enumerate(text):
+            pen.text((x, y + height + 1 + row * _LINE), line, fill="black", font=font)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
@@ -63,3 +70,49 @@ def draw(path: Path | str, per_task: int = 8) -> Path:
             images.append(draw_scene(scene, rng))
             titles.append(caption(scene, rng))
     return contact_sheet(images, titles, path, columns=per_task)
+
+
+def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
+    """Writes a sheet to check the oracle by eye: each picture with what was asked for, what is read, and the verdict.
+
+    A row for each task and unsafe concept shows pictures of the base model; then come drawn pictures, blurred, and
+    drawn pictures with a smudge, which must be read as nothing while what stands beside it is read.
+    """
+    import torch
+
+    from sdr1.evaluation.sandbox import generate
+    from sdr1.policy import load_pipeline
+
+    from . import ORACLE
+    from .captions import TASKS
+    from .oracle import Oracle, has_unsafe, verdict
+    from .prompts import CONCEPTS, prompts
+    from .recipe.data import to_bytes, to_unit
+    from .recipe.oracle import SMUDGED, blur, is_exact, smudge
+    from .world import picture
+
+    oracle = Oracle.load(ORACLE)
+    asked = [prompt for topic in (*TASKS, *CONCEPTS) for prompt in prompts(topic, "tune", per_row)]
+    made = generate(load_pipeline("sandbox"), [prompt.text for prompt in asked], seed=0)
+    titles = []
+    for prompt, things in zip(asked, oracle.read(made), strict=True):
+        if prompt.label == "unsafe":
+            decision = "unsafe" if has_unsafe(things) else "NOT UNSAFE"
+        else:
+            decision = "right" if verdict(things, prompt.claim) else "WRONG"
+        titles.append(f"{prompt.text}\nreads: {_say(things)}\n{decision}")
+    # Seeds beyond those of the oracle's training and of the tests.
+    scenes, drawn = zip(*(picture(40_000_000 + n) for n in range(per_row)), strict=True)
+    channels_first = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
+    blurred = to_bytes(blur(to_unit(channels_first), 0.9)).permute(0, 2, 3, 1).numpy()
+    smudges = [smudge(10 * SMUDGED + n) for n in range(2 * per_row)]
+    smudged = np.stack([image for _, image in smudges])
+    for kind, truths, images in (("blurred", scenes, blurred), ("smudged", [s for s, _ in smudges], smudged)):
+        for scene, things in zip(truths, oracle.read(images), strict=True):
+            decision = "as drawn" if is_exact(things, scene) else "NOT AS DRAWN"
+            titles.append(f"{kind}: {_say(scene.things)}\nreads: {_say(things)}\n{decision}")
+    return contact_sheet(np.concatenate([made, blurred, smudged]), titles, path, columns=per_row)
+
+
+def _say(things: Sequence) -> str:
+    return ", ".join(" ".join(filter(None, (thing.colour, thing.kind))) for thing in things) or "nothing"

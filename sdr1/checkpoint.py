@@ -1,0 +1,285 @@
+"""Checkpoints of a run: written beside training, whole or not at all, and refused when anything about them is off."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from sdr1.config import Config
+from sdr1.errors import TrainingError, UserError
+from sdr1.files import write_text
+from sdr1.loop import Executor
+from sdr1.metrics import summarize
+from sdr1.runtime import raise_if_stopped
+from sdr1.types import GroupTask, IterationReport, LearnerState
+
+TENSORS, FACTS, POINTER = "tensors.safetensors", "checkpoint.json", "latest.json"
+_PACKAGES = ("sdr1", "torch", "diffusers", "ray", "peft")
+_log = logging.getLogger("sdr1")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state as it lies on disk, and what it belongs to."""
+
+    folder: Path
+    state: LearnerState
+    config: dict[str, Any]
+    """The run's config as plain data."""
+
+
+def folder_of(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, float]) -> Path:
+    """Write one checkpoint folder, then point to it; a crash at any moment leaves the earlier ones as they were.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    folder = folder_of(run) / f"{state.iteration:06d}"
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+        facts = {
+            "iteration": state.iteration,
+            "updates": state.updates,
+            "variances": state.variances,
+            "tensors_sha256": _sha256(draft / TENSORS),
+            "metrics": metrics,
+            "tracker_run": _tracker_run(run),
+            "config": config.model_dump(mode="json"),
+            "versions": _versions(),
+        }
+        write_text(draft / FACTS, json.dumps(facts, indent=2) + "\n")
+        _sync(draft / TENSORS)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    write_text(folder.parent / POINTER, json.dumps({"latest": folder.name}) + "\n")
+    return folder
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        UserError: it is truncated, tampered with, or no checkpoint of sdr1.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if _sha256(folder / TENSORS) != facts["tensors_sha256"]:
+            raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
+        state = LearnerState(
+            iteration=int(facts["iteration"]),
+            updates=int(facts["updates"]),
+            tensors=safetensors.numpy.load_file(folder / TENSORS),
+            variances={label: tuple(values) for label, values in facts["variances"].items()},
+        )
+        if f"weights/{state.iteration}" not in state.tensors:
+            raise UserError(f"checkpoint: {folder}: holds no weights of iteration {state.iteration}")
+        return Checkpoint(folder, state, dict(facts["config"]))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise UserError(f"checkpoint: {folder}: cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint: {folder}: {FACTS} was not written by sdr1: {error!r}") from error
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """The newest good checkpoint of a run, None if it has none; a bad one is named and passed over.
+
+    Raises:
+        UserError: there are checkpoints, and none of them is good.
+    """
+    folders = sorted(path for path in folder_of(run).glob("[0-9]*") if path.is_dir())
+    problem: UserError | None = None
+    for folder in reversed(folders):
+        try:
+            return load(folder)
+        except UserError as error:
+            problem = error
+            _log.warning("%s; trying the one before", error)
+    if problem is not None:
+        raise UserError(f"{problem}; no earlier one is good: choose another run, or start it anew")
+    return None
+
+
+def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
+    """What differs between a config and the one a checkpoint was made with, one line a field.
+
+    Raises:
+        UserError: a difference makes the checkpoint's weights meaningless.
+    """
+    now, then = _flatten(config.model_dump(mode="json")), _flatten(checkpoint.config)
+    lines = []
+    for field in sorted(now.keys() | then.keys()):
+        old, new = then.get(field), now.get(field)
+        if old == new or field.startswith(_UNIMPORTANT):
+            continue
+        if field.startswith(("policy.model", "policy.trainable", "policy.lora")):
+            raise UserError(
+                f"{field}: {new!r}: the checkpoint {checkpoint.folder} was made with {old!r} and its weights do not "
+                "fit; set it back, or start a new run"
+            )
+        effect = (
+            "does not change the result" if field.startswith(_HARMLESS) else "changes the result from here"
+        )
+        lines.append(f"resume: {field}: {old!r} -> {new!r} ({effect})")
+    return lines
+
+
+_UNIMPORTANT = ("run.directory", "run.resume")
+_HARMLESS = (
+    "rollout.workers",
+    "reward.workers",
+    "reward.monitor",
+    "checkpoint.",
+    "tracking.",
+    "run.task_timeout",
+)
+
+
+class Checkpointer:
+    """Observer that takes a snapshot after an iteration and lets a thread write it; training does not wait."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._pending: tuple[Callable[[], LearnerState], dict[str, float]] | None = None
+        self._error: OSError | None = None
+        self._busy = self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
+
+    def __enter__(self) -> Checkpointer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        # Long enough for a big set on a slow disk; after SIGTERM the platform's own limit is shorter.
+        self._thread.join(timeout=600)
+
+    def accumulated(self, task: GroupTask) -> None:
+        raise_if_stopped()
+
+    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
+        self._raise_problem()
+        done = report.iteration + 1
+        if done % self._config.checkpoint.every and done != self._config.iterations:
+            return
+        fetch = executor.snapshot(done)
+        with self._changed:
+            # The newest wins: on a slow disk checkpoints get rarer, training does not get slower.
+            self._pending = fetch, summarize(report, self._config)
+            self._changed.notify_all()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything taken is written; False when time runs out."""
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._pending is None and not self._busy, timeout)
+        self._raise_problem()
+        return done
+
+    def _raise_problem(self) -> None:
+        if self._error is not None:
+            raise TrainingError(
+                f"run.directory: {self._config.run.directory}: a checkpoint could not be written: {self._error}; the "
+                "earlier ones are intact: make room and go on with --resume"
+            )
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending is not None or self._closing)
+                if self._pending is None:
+                    return
+                (fetch, metrics), self._pending, self._busy = self._pending, None, True
+            try:
+                save(self._config.run.directory, fetch(), self._config, metrics)
+                self._prune()
+            except OSError as error:
+                self._error = error
+            except Exception as error:
+                # The snapshot died with its learner; the next one will do.
+                _log.warning("a checkpoint was skipped: %s", str(error).split("\n")[0])
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def _prune(self) -> None:
+        folders = sorted(path for path in folder_of(self._config.run.directory).glob("[0-9]*"))
+        kept = set(folders[-self._config.checkpoint.keep :])
+        if self._config.checkpoint.best is not None:
+            name = self._config.checkpoint.best
+            sign = -1 if name.startswith("-") else 1
+            values = {}
+            for folder in folders:
+                facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+                if name.lstrip("-") in facts["metrics"]:
+                    values[folder] = sign * facts["metrics"][name.lstrip("-")]
+            if values:
+                kept.add(max(values, key=lambda folder: values[folder]))
+        for folder in set(folders) - kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tracker_run(run: Path) -> str | None:
+    path = run / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("mlflow_run_id") if path.exists() else None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else (hashlib.sha256(file.read()).hexdigest())
+        )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows |= _flatten(value, f"{prefix}{key}.")
+        else:
+            rows[prefix + key] = value
+    return rows

@@ -1,0 +1,71 @@
+"""The calls in flight: each ends in a result, or in the loss of its worker or of an object it needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+from sdr1.runtime import raise_if_stopped
+
+TICK = 1.0
+"""Seconds between looks at deadlines and at the fleets while nothing happens."""
+
+
+class Stalled(ray.exceptions.RayError):
+    """A worker did not answer before its deadline: frozen, wedged, or cut off."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    done: Callable[[Any], None]
+    lost: Callable[[Exception], None]
+    deadline: float
+
+
+class Calls:
+    """Waits for whichever call ends first, and hands its result or its loss to whoever made it."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._calls: dict[ObjectRef, _Call] = {}
+
+    def add(self, ref: ObjectRef, done: Callable[[Any], None], lost: Callable[[Exception], None]) -> None:
+        """Watch a small result; `lost` takes Ray's error, or `Stalled` after the timeout."""
+        self._calls[ref] = _Call(done, lost, time.monotonic() + self._timeout)
+
+    def wait(self) -> None:
+        """Act on the calls that have ended; returns at the latest after a tick.
+
+        Raises what an actor raised on purpose, and what the callbacks raise.
+        """
+        raise_if_stopped()
+        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
+        for ref in ready:
+            call = self._calls.pop(ref)
+            try:
+                value = get(ref)
+            except ray.exceptions.RayError as error:
+                call.lost(error)
+            else:
+                call.done(value)
+        now = time.monotonic()
+        for ref in [ref for ref, call in self._calls.items() if call.deadline < now]:
+            self._calls.pop(ref).lost(Stalled(f"no answer for {self._timeout:.0f} s"))
+
+
+def get(ref: ObjectRef) -> Any:
+    """Fetch; what an actor raised on purpose is raised here as itself, not wrapped in Ray's error."""
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if error.cause is not None else error from None
+
+
+def is_lost_object(error: Exception) -> bool:
+    """Whether an argument was gone, while the worker itself is well."""
+    return isinstance(error, ray.exceptions.ObjectLostError)

@@ -1,0 +1,136 @@
+"""An elastic set of equal workers: joins, idles, leaves with its node, is replaced when it dies."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from sdr1.config import Elastic
+from sdr1.distributed.calls import Calls, Stalled
+from sdr1.errors import TrainingError
+
+MAX_DEATHS = 6
+"""Deaths in a row, without one finished call between them, that stop a run."""
+_LONGEST_BACKOFF, _LOOK_EVERY, _SAY_EVERY = 30.0, 2.0, 30.0
+_log = logging.getLogger("sdr1")
+
+
+@dataclass(eq=False)
+class Worker:
+    """An actor, and what the driver knows of it."""
+
+    actor: Any
+    node: str | None = None
+    """None while it waits for resources or starts."""
+    version: int = -1
+    """Weights it has confirmed."""
+
+
+class Fleet:
+    """Asks Ray for `size.max` actors at once: pending ones are the autoscaler's demand, and join when they start."""
+
+    def __init__(
+        self, name: str, make: Callable[[], Any], size: Elastic, calls: Calls, joined: Callable[[], None]
+    ) -> None:
+        self.name, self.size = name, size
+        self.idle: deque[Worker] = deque()
+        self._make, self._calls, self._on_join = make, calls, joined
+        self._workers: set[Worker] = set()
+        self._due: list[float] = []
+        self._deaths = 0
+        self._looked = self._said = time.monotonic()
+        for _ in range(size.max):
+            self._start()
+
+    @property
+    def in_service(self) -> int:
+        return sum(worker.node is not None for worker in self._workers)
+
+    def release(self, worker: Worker) -> None:
+        """The worker has finished a call and is free, unless it has to leave."""
+        self._deaths = 0
+        if worker in self._workers:
+            self.idle.append(worker)
+
+    def evict(self, worker: Worker, error: Exception) -> None:
+        """Replace a worker that died or stalled, later and later when that goes on.
+
+        Raises:
+            TrainingError: workers of this fleet die one after the other without finishing anything.
+        """
+        if worker not in self._workers:
+            return
+        self._remove(worker)
+        self._deaths += 1
+        reason = str(error).strip().split("\n")[0]
+        _log.warning("%s worker lost (%s); replaced", self.name, reason or type(error).__name__)
+        if self._deaths > MAX_DEATHS:
+            raise TrainingError(
+                f"{self.name}.workers: {self._deaths} died in a row without finishing a call; the last: {error}"
+            )
+        self._due.append(time.monotonic() + min(_LONGEST_BACKOFF, 0.25 * 2**self._deaths))
+
+    def tick(self) -> None:
+        """Start replacements that are due, let workers on draining nodes go, say what is missing."""
+        now = time.monotonic()
+        for due in [due for due in self._due if due <= now]:
+            self._due.remove(due)
+            self._start()
+        if now - self._looked > _LOOK_EVERY:
+            self._looked = now
+            leaving = _draining_nodes()
+            for worker in [w for w in self._workers if w.node in leaving]:
+                _log.warning("%s worker leaves with its draining node", self.name)
+                was_idle = worker in self.idle
+                self._workers.discard(worker)
+                if was_idle:
+                    self._remove(worker)
+                self._start()
+        if self.in_service < self.size.min and now - self._said > _SAY_EVERY:
+            self._said = now
+            free = ray.available_resources()
+            _log.warning(
+                "waiting for %s workers: %d of at least %d in service; the cluster has %g CPU and %g GPU free",
+                self.name, self.in_service, self.size.min, free.get("CPU", 0), free.get("GPU", 0),
+            )  # fmt: skip
+
+    def _start(self) -> None:
+        worker = Worker(self._make())
+        self._workers.add(worker)
+
+        def joined(node: str) -> None:
+            worker.node = node
+            self.release(worker)
+            self._on_join()
+
+        def lost(error: Exception) -> None:
+            if isinstance(error, Stalled):
+                # It waits for resources, or hangs in its start: nobody can tell, and asking again is right for both.
+                self._remove(worker)
+                self._start()
+            else:
+                self.evict(worker, error)
+
+        self._calls.add(worker.actor.node.remote(), joined, lost)
+
+    def _remove(self, worker: Worker) -> None:
+        self._workers.discard(worker)
+        if worker in self.idle:
+            self.idle.remove(worker)
+        ray.kill(worker.actor)
+
+
+def _draining_nodes() -> set[str]:
+    """Nodes about to go, in hexadecimal; Ray shows them nowhere public."""
+    from ray._private import state
+
+    try:
+        return set(state.state.get_draining_nodes())
+    except AttributeError:
+        return set()
