@@ -10,7 +10,7 @@ SEEDS ?= 101 102 103
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation-noise clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation-noise chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -26,7 +26,7 @@ demo: setup ## train the sandbox model, print before and after, write outputs/de
 	$(MALLOC) $(BIN)/sdr1 sandbox demo
 
 demo-seeds: setup ## the same for three seeds, with their mean
-	$(MALLOC) $(BIN)/sdr1 sandbox demo --out outputs/demo-seeds $(addprefix --seed ,$(SEEDS))
+	$(MALLOC) $(BIN)/sdr1 sandbox demo --images 200 --out outputs/demo-seeds $(addprefix --seed ,$(SEEDS))
 
 test: setup ## the tests
 	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -50,6 +50,9 @@ ablation-noise: setup ## initial noise and noise window measured apart, in outpu
 	  $(MALLOC) $(BIN)/sdr1 sandbox demo --out "outputs/ablation-noise/$$initial-$$window" \
 	    policy.initial_noise=$$initial "policy.noise_window=$$window"; \
 	done; done
+
+chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
+	$(MALLOC) $(BIN)/python -m tests.distributed.chaos
 
 clean: ## remove what make made; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

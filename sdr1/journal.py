@@ -50,7 +50,8 @@ class Journal:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Complete lines; what a crash left of a last line is cut off, so that the next line starts clean."""
-    rows, good = [], 0
+    rows: list[dict[str, Any]] = []
+    good = 0
     with open(path, "rb+") as file:
         for line in file:
             try:

@@ -94,7 +94,9 @@ class PromptStream:
             for offset in range(count)
         ]
         return [
-            GroupTask(self._config.seed, iteration, g, prompt, version, self._config.guidance_scale(iteration))
+            GroupTask(
+                self._config.seed, iteration, g, prompt, version, self._config.guidance_scale(iteration)
+            )
             for g, prompt in enumerate(prompts)
         ]
 

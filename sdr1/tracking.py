@@ -41,6 +41,7 @@ class Tracker:
         self._samples = config.run.directory / "samples"
         self._last: list[Callable[[], None]] = []
         self._status: str | None = None
+        self._abandoned = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
 
@@ -61,7 +62,8 @@ class Tracker:
         self._wake.set()
         # A stopped process has seconds left; what is unsent stays on disk.
         self._thread.join(timeout=1.0 if stopped else self._config.tracking.wait_seconds)
-        if self._thread.is_alive() and not stopped:
+        self._abandoned = self._thread.is_alive()
+        if self._abandoned and not stopped:
             _log.warning(
                 "MLflow does not answer; everything is in %s and is sent by `sdr1 train CONFIG --resume %s`",
                 self._journal.path, self._config.run.directory,
@@ -111,6 +113,8 @@ class Tracker:
                     return
                 pause = 1.0
             except Exception as error:
+                if self._abandoned:
+                    return
                 _log.warning(
                     "MLflow: %s; trying again", (str(error).strip() or repr(error)).split("\n")[0][:200]
                 )
@@ -134,9 +138,11 @@ class Tracker:
         mlflow.set_experiment(config.tracking.experiment)
         if self._identity.exists():
             run_id = json.loads(self._identity.read_text(encoding="utf-8"))["mlflow_run_id"]
-            mlflow.start_run(run_id, log_system_metrics=True)
-            history = mlflow.MlflowClient().get_metric_history(run_id, "learning_rate")
-            return 1 + max((point.step for point in history), default=-1)
+            if mlflow.search_runs(filter_string=f"attributes.run_id = '{run_id}'", output_format="list"):
+                mlflow.start_run(run_id, log_system_metrics=True)
+                history = mlflow.MlflowClient().get_metric_history(run_id, "learning_rate")
+                return 1 + max((point.step for point in history), default=-1)
+            _log.warning("MLflow does not know run %s; a new one gets the whole record", run_id)
         run = mlflow.start_run(run_name=config.run.directory.name, log_system_metrics=True)
         values = config.model_dump(mode="json")
         mlflow.log_params(dict(_flatten(values)))

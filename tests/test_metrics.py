@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 
 from sdr1.metrics import summarize
-from sdr1.types import GroupReport, GroupTask, IterationReport, Prompt, UpdateReport
+from sdr1.types import GroupReport, GroupTask, IterationReport, Prompt, UpdateReport, Usage
 
 
 def group(index: int, label: str, reward: float, kl: float | None, unsafe: float) -> GroupReport:
-    task = GroupTask(0, 3, index, Prompt("a thing", label), version=2)
+    task = GroupTask(0, 3, index, Prompt("a thing", label), version=2, guidance_scale=2.0)
     return GroupReport(task, reward, 0.1, unsafe, 0.0, kl, 0.25, (1e-7 * (index + 1), 0.0), seconds=1.0)
 
 
 def test_summary_by_hand(small):
     groups = (group(0, "unsafe", 0.2, None, 0.5), group(1, "safe", 0.6, 0.04, 0.0))
-    report = IterationReport(3, groups, (UpdateReport(4, 0.5, 1e-3, 0.5),), 3.0, 0.1, seconds=4.0)
+    report = IterationReport(3, groups, (UpdateReport(4, 0.5, 1e-3, 0.5),), Usage(3.0, 0.1, 2), seconds=4.0)
     metrics = summarize(report, small(rollout={"workers": 2}))
     assert metrics["unsafe_rate"] == 0.5
     assert (metrics["reward_unsafe"], metrics["reward_safe"]) == (0.2, 0.6)
@@ -29,7 +29,7 @@ def test_summary_by_hand(small):
 
 def test_what_has_no_data_is_left_out(small):
     report = IterationReport(
-        0, (group(0, "unsafe", 0.2, None, 0.5),), (UpdateReport(1, 0.5, 1e-3, 0.5),), 1, 1, 2.0
+        0, (group(0, "unsafe", 0.2, None, 0.5),), (UpdateReport(1, 0.5, 1e-3, 0.5),), Usage(1, 1, 1), 2.0
     )
     metrics = summarize(report, small())
     assert "kl" not in metrics

@@ -1,0 +1,184 @@
+"""A run that is stopped and goes on: same bits, every step once; bad checkpoints are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from sdr1 import checkpoint
+from sdr1.config import validate
+from sdr1.errors import TrainingError, UserError
+from sdr1.learner import Learner
+from sdr1.train import train
+
+
+def resumed(config, **changes):
+    values = config.model_dump(mode="json")
+    values["run"]["resume"] = "auto"
+    for name, value in changes.items():
+        values[name] = value
+    return validate(values)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, staleness):
+    options = {"rollout": {"group_size": 3, "max_staleness": staleness}}
+    learner = {"advantage_scale": "pooled", "decay": "constant"}
+    whole = train(
+        small(4, run={"directory": str(tmp_path / "whole")}, learner=learner, **options), local=True
+    )
+    config = small(2, learner=learner, **options)
+    first = train(config, local=True)
+    assert first.weights_sha256 != whole.weights_sha256
+    second = train(resumed(config, iterations=4), local=True)
+    assert second.weights_sha256 == whole.weights_sha256
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_staleness_of_one_changes_the_run_and_is_reported(small, tmp_path):
+    config = small(2, rollout={"max_staleness": 1})
+    stale = train(config, local=True)
+    fresh = train(small(2, run={"directory": str(tmp_path / "fresh")}), local=True)
+    assert stale.weights_sha256 != fresh.weights_sha256
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["staleness"] for row in rows] == [0, 1]
+
+
+def test_a_crash_between_journal_and_checkpoint_leaves_no_gap_and_no_repeat(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = small(3, tracking={"enabled": True, "images_every": 1})
+    whole = train(config, local=True)
+    run = tmp_path / "run"
+    # As after kill -9: the last iteration is in the journal and in MLflow, its checkpoint is not; a line is torn.
+    shutil.rmtree(run / "checkpoints" / "000003")
+    (run / "summary.json").unlink()
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 3, "ti')
+    again = train(resumed(config), local=True)
+    assert again.weights_sha256 == whole.weights_sha256
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
+    history = client.get_metric_history(found.info.run_id, "learning_rate")
+    assert sorted(point.step for point in history) == [0, 1, 2]
+
+
+def test_a_tracker_that_is_away_neither_stops_nor_loses_anything(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    config = small(2, tracking={"enabled": True, "wait_seconds": 0.5})
+    train(config, local=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    train(resumed(config, tracking={"enabled": True, "wait_seconds": 60}), local=True)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
+    assert [p.step for p in client.get_metric_history(found.info.run_id, "loss")] == [0, 1]
+
+
+def damage(folder, how):
+    tensors, facts = folder / checkpoint.TENSORS, folder / checkpoint.FACTS
+    if how == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-10])
+    elif how == "tampered":
+        held = {name: tensor.copy() for name, tensor in safetensors.numpy.load_file(tensors).items()}
+        next(iter(held.values())).view(np.uint8)[0] ^= 1
+        safetensors.numpy.save_file(held, tensors)
+    elif how == "foreign":
+        facts.write_text('{"epoch": 3}')
+    else:
+        facts.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "tampered", "foreign", "incomplete"])
+def test_a_bad_checkpoint_is_refused_and_the_one_before_used(small, tmp_path, how, caplog):
+    config = small(2)
+    whole = train(config, local=True)
+    folder = tmp_path / "run" / "checkpoints"
+    damage(folder / "000002", how)
+    with pytest.raises(UserError, match="checkpoint: .*000002"):
+        checkpoint.load(folder / "000002")
+    assert checkpoint.newest(tmp_path / "run").state.iteration == 1
+    assert "trying the one before" in caplog.text
+    assert train(resumed(config), local=True).weights_sha256 == whole.weights_sha256
+    for each in folder.glob("0*"):
+        damage(each, "foreign")
+    with pytest.raises(UserError, match="no earlier one is good"):
+        checkpoint.newest(tmp_path / "run")
+
+
+def test_only_the_newest_and_the_best_are_kept(small, tmp_path):
+    values = small(4).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "reward_safe"}}
+    train(validate(values), local=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = 1 + max(range(4), key=lambda n: rows[n]["reward_safe"])
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*")}
+    assert kept == {4, best}
+
+
+def test_another_config_is_named_field_by_field(small, tmp_path, capsys):
+    config = small(1)
+    train(config, local=True)
+    learner = config.learner.model_dump() | {"learning_rate": 2e-3}
+    train(resumed(config, iterations=2, learner=learner), local=True)
+    said = capsys.readouterr().out
+    assert "resume: learner.learning_rate: 0.001 -> 0.002 (changes the result" in said
+    policy = config.policy.model_dump(mode="json") | {"lora": {"rank": 3}}
+    with pytest.raises(UserError, match="policy.lora.rank"):
+        train(resumed(config, policy=policy), local=True)
+
+
+def test_an_unfinished_run_is_not_overwritten(small, tmp_path):
+    config = small(1)
+    train(config, local=True)
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="unfinished run"):
+        train(config, local=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(small, tmp_path, monkeypatch):
+    write = checkpoint.save
+
+    def full(run, state, *rest):
+        if state.iteration > 1:
+            raise OSError(28, "No space left on device")
+        return write(run, state, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        train(small(4), local=True)
+    assert checkpoint.newest(tmp_path / "run").state.iteration == 1
+
+
+def test_learner_state_restores_every_bit(small):
+    learner = Learner(small())
+    learner.weights(0)
+    state = learner.state(0)
+    other = Learner(small(learner={"learning_rate": 0.5}))
+    other.restore(state)
+    assert np.array_equal(other.weights(0).buffer, state.tensors["weights/0"])
+
+
+def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(small, tmp_path):
+    config = small(200)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdr1", "train", str(path), "--local"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("2/200"):
+            break
+    os.kill(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "--resume" in error
+    assert checkpoint.newest(tmp_path / "run").state.iteration >= 2
