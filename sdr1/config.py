@@ -330,6 +330,8 @@ def _one_line(error: pydantic.ValidationError) -> str:
         return (message if not field or message.startswith(field) else f"{field}: {message}") + more
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key; `sdr1 config schema` lists the keys, close to it: {_close_keys(field)}{more}"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
     return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
 
 

@@ -47,7 +47,9 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
     sampling = images * steps * guided
     reference_evaluations = reference * size * len(window) * guided
     learning = transitions * guided
+    unguided = config.rollout.unguided_iterations if guided == 2 else 0
     doubled = "" if guided == 1 else " x 2 for guidance"
+    doubled += f" (half of it in the first {unguided} iterations)" if unguided else ""
     return [
         ("groups", f"{groups} ({split})"),
         ("images", f"{images:,} = {groups} groups x {size}"),

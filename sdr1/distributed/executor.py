@@ -267,7 +267,7 @@ class RayExecutor:
         if self._losses[task] > MAX_REMAKES:
             raise TrainingError(
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
-                f"{self._losses[task]} times, perhaps it kills its worker; the last: {error}"
+                f"{self._losses[task]} times, perhaps it kills its worker; the last: {str(error).splitlines()[0]}"
             )
 
 

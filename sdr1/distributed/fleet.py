@@ -68,11 +68,11 @@ class Fleet:
             return
         self._remove(worker)
         self._deaths += 1
-        reason = str(error).strip().split("\n")[0]
-        _log.warning("%s worker lost (%s); replaced", self.name, reason or type(error).__name__)
+        reason = _reason(error)
+        _log.warning("%s worker lost (%s); replaced", self.name, reason)
         if self._deaths > MAX_DEATHS:
             raise TrainingError(
-                f"{self.name}.workers: {self._deaths} died in a row without finishing a call; the last: {error}"
+                f"{self.name}.workers: {self._deaths} died in a row without finishing a call; the last: {reason}"
             )
         self._due.append(time.monotonic() + min(_LONGEST_BACKOFF, 0.25 * 2**self._deaths))
 
@@ -124,6 +124,14 @@ class Fleet:
         if worker in self.idle:
             self.idle.remove(worker)
         ray.kill(worker.actor)
+
+
+def _reason(error: Exception) -> str:
+    """One line: what was raised in the worker's start, else Ray's own first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 def _draining_nodes() -> set[str]:
