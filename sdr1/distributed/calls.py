@@ -15,6 +15,8 @@ from sdr1.runtime import raise_if_stopped
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
 
+START_SECONDS = 300.0
+
 
 class Stalled(ray.exceptions.RayError):
     """A worker did not answer before its deadline: frozen, wedged, or cut off."""
@@ -34,9 +36,20 @@ class Calls:
         self._timeout = timeout
         self._calls: dict[ObjectRef, _Call] = {}
 
-    def add(self, ref: ObjectRef, done: Callable[[Any], None], lost: Callable[[Exception], None]) -> None:
-        """Watch a small result; `lost` takes Ray's error, or `Stalled` after the timeout."""
-        self._calls[ref] = _Call(done, lost, time.monotonic() + self._timeout)
+    def add(
+        self,
+        ref: ObjectRef,
+        done: Callable[[Any], None],
+        lost: Callable[[Exception], None],
+        *,
+        starting: bool = False,
+    ) -> None:
+        """Watch a small result; `lost` takes Ray's error, or `Stalled` after the timeout.
+
+        `starting` grants a worker's first answer the time to import libraries and read weights.
+        """
+        timeout = self._timeout + (START_SECONDS if starting else 0)
+        self._calls[ref] = _Call(done, lost, time.monotonic() + timeout)
 
     def wait(self) -> None:
         """Act on the calls that have ended; returns at the latest after a tick.

@@ -147,6 +147,7 @@ class RayExecutor:
     def _start_learner(self, state: LearnerState | None) -> None:
         device, threads = self._config.learner.device, self._config.run.threads
         self._learner = _place(LearnerActor, device, threads, self._config, state)
+        self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:
         """Wait for the learner while everything else goes on.
@@ -157,12 +158,16 @@ class RayExecutor:
         """
         ended: list[tuple[Any, Exception | None]] = []
         self._calls.add(
-            ref, lambda value: ended.append((value, None)), lambda error: ended.append((None, error))
+            ref,
+            lambda value: ended.append((value, None)),
+            lambda error: ended.append((None, error)),
+            starting=not self._learner_started,
         )
         while not ended:
             self._wait()
         value, error = ended[0]
         if error is None:
+            self._learner_started = True
             return value
         if is_lost_object(error):
             raise error

@@ -117,7 +117,7 @@ class Fleet:
             else:
                 self.evict(worker, error)
 
-        self._calls.add(worker.actor.node.remote(), joined, lost)
+        self._calls.add(worker.actor.node.remote(), joined, lost, starting=True)
 
     def _remove(self, worker: Worker) -> None:
         self._workers.discard(worker)
