@@ -10,7 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -28,11 +28,22 @@ MAX_REMAKES = 4
 _log = logging.getLogger("sdr1")
 
 
+class Roles(NamedTuple):
+    """The actor classes; benchmarks put stubs that only sleep in their place."""
+
+    rollout: type = RolloutActor
+    reward: type = RewardActor
+    learner: type = LearnerActor
+
+
+ROLES = Roles()
+
+
 class RayExecutor:
     """Keeps every rollout worker busy; a worker gets work only for a weights version that it has confirmed."""
 
-    def __init__(self, config: Config, state: LearnerState | None = None) -> None:
-        self._config = config
+    def __init__(self, config: Config, state: LearnerState | None = None, roles: Roles = ROLES) -> None:
+        self._config, self._roles = config, roles
         self._calls = Calls(config.run.task_timeout)
         self._snapshots: deque[tuple[int, Any]] = deque([(state.iteration if state else 0, state)], maxlen=2)
         self._learner_deaths = 0
@@ -40,14 +51,14 @@ class RayExecutor:
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
             "reward",
-            partial(_place, RewardActor, config.reward.device, 0, config),
+            partial(_place, roles.reward, config.reward.device, 0, config),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
             "rollout",
-            partial(_place, RolloutActor, config.rollout.device, config.run.threads, config),
+            partial(_place, roles.rollout, config.rollout.device, config.run.threads, config),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -146,7 +157,7 @@ class RayExecutor:
 
     def _start_learner(self, state: LearnerState | None) -> None:
         device, threads = self._config.learner.device, self._config.run.threads
-        self._learner = _place(LearnerActor, device, threads, self._config, state)
+        self._learner = _place(self._roles.learner, device, threads, self._config, state)
         self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:

@@ -1,0 +1,137 @@
+"""How close the schedule comes to its ideal, with actors that only sleep: workers x cost ratio x staleness.
+
+The ideal time of a group is max(rollout / workers, learner); the serial schedule makes all groups, then learns from all.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from sdr1 import loop
+from sdr1.config import Config, validate
+from sdr1.distributed.executor import RayExecutor, Roles
+from sdr1.files import write_text
+from sdr1.prompts import PromptStream
+from sdr1.types import GroupReport, LearnerState, Prompt, Scores, UpdateReport
+
+UNIT = 0.05
+"""Seconds of the cheaper role's work on one group."""
+GROUPS, ITERATIONS = 96, 2
+_BUFFER = np.zeros(1024, np.uint8)
+
+
+def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
+    class Stub:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def node(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    class Rollout(Stub):
+        def load(self, buffer):
+            return zlib.crc32(buffer.data)
+
+        def rollout(self, task):
+            time.sleep(rollout_seconds)
+            return np.zeros(1), np.zeros(1), rollout_seconds
+
+    class Reward(Stub):
+        def score(self, images, prompt):
+            return Scores(np.zeros(2, np.float32), None, 0.0)
+
+    class Learner(Stub):
+        updates = 0
+
+        def accumulate(self, task, trajectory, scores):
+            time.sleep(learner_seconds)
+            return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, (0.0,), learner_seconds)
+
+        def step(self):
+            self.updates += 1
+            return UpdateReport(self.updates, 0.0, 0.0, 0.0)
+
+        def publish(self, version):
+            return _BUFFER, zlib.crc32(_BUFFER.data)
+
+        def state(self, iteration):
+            return LearnerState(iteration, self.updates, {}, {})
+
+    return Roles(Rollout, Reward, Learner)
+
+
+class Serial(RayExecutor):
+    """Phase after phase: no group is learned from before all are made."""
+
+    def accumulate(self, task):
+        while len(self._scored) < GROUPS:
+            self._wait()
+        super().accumulate(task)
+
+
+class Clock:
+    """Seconds of the last iteration: the first also starts the workers."""
+
+    def accumulated(self, task):
+        pass
+
+    def iteration(self, report, tasks, executor):
+        self.end, self.last = time.perf_counter(), getattr(self, "end", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.last
+
+
+def config_of(workers: int, staleness: int) -> Config:
+    return validate(
+        {
+            "iterations": ITERATIONS + staleness,
+            "prompts": {"per_iteration": GROUPS},
+            "rollout": {"workers": workers, "max_staleness": staleness, "group_size": 2},
+        }
+    )
+
+
+def measure(workers: int, rollout: float, learner: float, staleness: int, kind: type = RayExecutor) -> float:
+    config, clock = config_of(workers, staleness), Clock()
+    stream = PromptStream([Prompt("a red circle", "safe")], config)
+    executor = kind(config, roles=stubs(rollout * UNIT, learner * UNIT))
+    while executor._rollouts.in_service < workers:
+        executor._wait()
+    loop.run(config, stream, executor, [clock])
+    for worker in [*executor._rollouts.idle, *executor._rewards.idle]:
+        ray.kill(worker.actor)
+    ray.kill(executor._learner)
+    return clock.seconds
+
+
+def main() -> None:
+    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    rows = []
+    for staleness in (0, 1):
+        for rollout, learner in ((1, 4), (1, 1), (4, 1)):
+            for workers in (1, 2, 4, 8):
+                ideal = GROUPS * max(rollout / workers, learner) * UNIT
+                over_ideal = ideal / measure(workers, rollout, learner, staleness)
+                row = {"workers": workers, "cost_ratio": f"{rollout}:{learner}", "staleness": staleness}
+                rows.append(row | {"over_ideal": round(over_ideal, 4)})
+                print(rows[-1], flush=True)
+    pairs = [(measure(1, 1, 1, 0, Serial), measure(1, 1, 1, 0)) for _ in range(5)]
+    gain = statistics.median(serial / streamed for serial, streamed in pairs)
+    result = {"name": "schedule", "rows": rows, "streamed_over_serial": gain, "runs": pairs, "groups": GROUPS}
+    write_text(Path("outputs/bench/schedule.json"), json.dumps(result, indent=2) + "\n")
+    print(
+        f"schedule: streamed over serial {gain:.2f}, worst over ideal {min(r['over_ideal'] for r in rows):.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
