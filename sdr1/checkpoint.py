@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from sdr1.config import Config
+from sdr1.config import Config, flatten
 from sdr1.errors import TrainingError, UserError
 from sdr1.files import write_text
 from sdr1.loop import Executor
@@ -127,7 +127,7 @@ def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
     Raises:
         UserError: a difference makes the checkpoint's weights meaningless.
     """
-    now, then = _flatten(config.model_dump(mode="json")), _flatten(checkpoint.config)
+    now, then = flatten(config.model_dump(mode="json")), flatten(checkpoint.config)
     lines = []
     for field in sorted(now.keys() | then.keys()):
         old, new = then.get(field), now.get(field)
@@ -273,13 +273,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            rows |= _flatten(value, f"{prefix}{key}.")
-        else:
-            rows[prefix + key] = value
-    return rows

@@ -319,6 +319,17 @@ def validate(values: Any) -> Config:
         raise UserError(_one_line(error)) from error
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data under dotted keys, as overrides name them."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows |= flatten(value, f"{prefix}{key}.")
+        else:
+            rows[prefix + key] = value
+    return rows
+
+
 def _one_line(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     # Members of a union appear in `loc` under their type's name.

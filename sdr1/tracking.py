@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sdr1.config import Config
+from sdr1.config import Config, flatten
 from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
@@ -145,7 +145,7 @@ class Tracker:
             _log.warning("MLflow does not know run %s; a new one gets the whole record", run_id)
         run = mlflow.start_run(run_name=config.run.directory.name, log_system_metrics=True)
         values = config.model_dump(mode="json")
-        mlflow.log_params(dict(_flatten(values)))
+        mlflow.log_params(flatten(values))
         mlflow.log_text(json.dumps(values, indent=2), "config.json")
         write_text(self._identity, json.dumps({"mlflow_run_id": run.info.run_id}) + "\n")
         return 0
@@ -159,16 +159,6 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, value))
-    return rows
 
 
 def _grid(images_NHWC: np.ndarray, caption: str) -> Any:
