@@ -18,6 +18,15 @@ from sdr1.types import GroupTask, Rollout, Trajectory
 from sdr1.weights import FlatParameters
 
 
+def base_folder(model: str) -> str:
+    """What `policy.model` means to diffusers: the packaged folder for `sandbox`, itself otherwise."""
+    if model != SANDBOX:
+        return model
+    from sdr1.sandbox import PIPELINE
+
+    return str(PIPELINE)
+
+
 def load_pipeline(model: str) -> Any:
     """A diffusers StableDiffusionPipeline in float32, without safety checker.
 
@@ -31,11 +40,8 @@ def load_pipeline(model: str) -> Any:
     # A bar for each of many loads in many processes tells nobody anything.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    if model == SANDBOX:
-        from sdr1.sandbox import PIPELINE
-
-        model = str(PIPELINE)
-    elif not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+    model = base_folder(model)
+    if not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise UserError(
             f"policy.model: {model!r}: no such folder; give `sandbox`, a diffusers pipeline folder or a hub id"
         )

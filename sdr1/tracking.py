@@ -18,6 +18,7 @@ from sdr1.config import Config, flatten
 from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
+from sdr1.policy import base_folder
 from sdr1.types import GroupTask, IterationReport
 
 _log = logging.getLogger("sdr1")
@@ -85,11 +86,25 @@ class Tracker:
         self._wake.set()
 
     def finish(self, model: Path, summary: dict[str, Any]) -> None:
-        """Log what the run leaves: the diffusers pipeline under `model`, and the summary."""
+        """Log what the run leaves: the diffusers pipeline under `model`, a LoRA adapter as a model, and the summary."""
         self._last = [
             lambda: self._mlflow.log_dict(summary, "summary.json"),
             lambda: self._mlflow.log_artifacts(str(model), "model"),
         ]
+        adapter = model / "lora"
+        if adapter.is_dir():
+            self._last.append(lambda: self._log_adapter(adapter))
+
+    def _log_adapter(self, adapter: Path) -> None:
+        import mlflow.diffusers
+
+        mlflow.diffusers.log_model(
+            str(adapter),
+            base_model=base_folder(self._config.policy.model),
+            name="lora",
+            # Given, not inferred: inference would load the base in another process.
+            pip_requirements=["diffusers", "peft", "torch", "transformers"],
+        )
 
     def _sample(self, iteration: int, label: str) -> Path:
         return self._samples / f"{iteration:06d}-{label}.png"
@@ -159,6 +174,21 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
+
+
+def attach(config: Config, files: Sequence[Path]) -> None:
+    """Log files made after a run has ended, such as its before/after sheet, as artifacts of its MLflow run."""
+    identity = config.run.directory / "run.json"
+    if not config.tracking.enabled or not identity.is_file():
+        return
+    from mlflow import MlflowClient
+
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(config))
+    try:
+        for file in files:
+            client.log_artifact(json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"], str(file))
+    except Exception as error:
+        _log.warning("MLflow: %s: %s was not logged", str(error).split("\n")[0][:200], file)
 
 
 def _grid(images_NHWC: np.ndarray, caption: str) -> Any:

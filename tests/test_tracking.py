@@ -6,8 +6,13 @@ import json
 import os
 
 import mlflow
+import mlflow.diffusers
+import numpy as np
 import pytest
+import torch
 
+from sdr1.policy import load_pipeline
+from sdr1.tracking import attach
 from sdr1.train import train
 
 
@@ -31,3 +36,29 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "reward_safe")
     assert [row["reward_safe"] for row in rows] == pytest.approx([m.value for m in history])
     assert (result.model / "unet").is_dir()
+
+
+def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = small(iterations=1, policy={"trainable": "lora"}, tracking={"enabled": True})
+    result = train(config, local=True)
+    sheet = tmp_path / "before_after.png"
+    sheet.write_bytes(b"picture")
+    attach(config, [sheet])
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(store)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "sdr1"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert "before_after.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", store)
+    adapted = mlflow.diffusers.load_model(model.model_uri).load_pipeline()
+
+    def draw(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        noise = torch.Generator().manual_seed(0)
+        return pipeline("a red circle", num_inference_steps=2, generator=noise, output_type="np").images
+
+    merged, base = draw(load_pipeline(str(result.model))), draw(load_pipeline("sandbox"))
+    assert draw(adapted) == pytest.approx(merged, abs=1e-4)
+    assert np.abs(merged - base).max() > 1e-3

@@ -21,7 +21,7 @@ from sdr1.policy import load_pipeline
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.prompts import prompts
 from sdr1.sandbox.sheet import contact_sheet
-from sdr1.tracking import local_store
+from sdr1.tracking import attach, local_store
 from sdr1.train import train
 
 _PACKAGED = Path(__file__).with_name("preset.yaml")
@@ -78,6 +78,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
         config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
         tables.append(judge(folder, seed, images, train(config).model))
+        attach(config, [folder / name for name in ("summary.json", "before_after.png", "curves.png")])
         _print_tracking(config)
     if len(seeds) > 1:
         average = mean(tables)
