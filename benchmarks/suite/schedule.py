@@ -82,7 +82,7 @@ class Clock:
     def accumulated(self, task):
         pass
 
-    def iteration(self, report, tasks, executor):
+    def iteration(self, iteration, metrics, tasks, executor):
         self.end, self.last = time.perf_counter(), getattr(self, "end", 0.0)
 
     @property

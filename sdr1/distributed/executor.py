@@ -16,10 +16,12 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
+from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.distributed.calls import Calls, get, is_lost_object
+from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
 from sdr1.distributed.fleet import MAX_DEATHS, Fleet, Worker
+from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 
@@ -44,21 +46,23 @@ class RayExecutor:
 
     def __init__(self, config: Config, state: LearnerState | None = None, roles: Roles = ROLES) -> None:
         self._config, self._roles = config, roles
-        self._calls = Calls(config.run.task_timeout)
-        self._snapshots: deque[tuple[int, Any]] = deque([(state.iteration if state else 0, state)], maxlen=2)
+        self._calls = Calls(config.run.task_timeout, config.run.start_timeout)
+        self._snapshots: deque[ObjectRef] = deque(maxlen=2)
         self._learner_deaths = 0
+        self._place_learner = Placement.on(config.learner.device, config.run.threads, roles.learner, config)
+        self._waiting = Waiting("the learner", self._place_learner)
         self._start_learner(state)
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
-            "reward",
-            partial(_place, roles.reward, config.reward.device, 0, config),
+            "reward workers",
+            Placement.on(config.reward.device, 0, roles.reward, config),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
-            "rollout",
-            partial(_place, roles.rollout, config.rollout.device, config.run.threads, config),
+            "rollout workers",
+            Placement.on(config.rollout.device, config.run.threads, roles.rollout, config),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -113,8 +117,12 @@ class RayExecutor:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
         return Usage(rollout, reward, max(1, self._rollouts.in_service))
 
-    def images(self, task: GroupTask) -> np.ndarray:
-        return get(self._made[task][1])
+    def images(self, task: GroupTask) -> np.ndarray | None:
+        try:
+            return ray.get(self._made[task][1], timeout=self._config.run.task_timeout)
+        except ray.exceptions.RayError:
+            # Only pictures to look at: the group was learned from before its node went away.
+            return None
 
     def weights(self) -> Weights:
         version = max(self._versions)
@@ -123,41 +131,33 @@ class RayExecutor:
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         ref = self._learner.state.remote(iteration)
-        self._snapshots.append((iteration, ref))
+        self._snapshots.append(ref)
         return partial(get, ref)
 
-    def recover(self) -> int:
-        self._learner_deaths += 1
-        if self._learner_deaths > MAX_DEATHS:
-            raise TrainingError(f"the learner died {self._learner_deaths} times in a row without one update")
+    def recover(self, reason: str) -> int:
         ray.kill(self._learner)
         self._versions, self._reports, self._wanted = {}, [], set()
         self._made, self._scored = {}, {}
         self._queue.clear()
         self._to_score.clear()
-        iteration, state = self._last_state()
-        _log.warning("the learner was lost; it goes on from iteration %d", iteration)
+        state = self._last_state()
+        iteration = state.iteration if state else 0
+        _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
         self._start_learner(state)
         return iteration
 
-    def _last_state(self) -> tuple[int, LearnerState | None]:
-        """The newest snapshot that can still be fetched; they live outside the learner's process."""
-        while True:
-            iteration, state = self._snapshots[-1]
-            if not isinstance(state, ObjectRef):
-                return iteration, state
+    def _last_state(self) -> LearnerState | None:
+        """The newest snapshot that outlived the learner, else the newest checkpoint; None before the first."""
+        while self._snapshots:
             try:
-                return iteration, ray.get(state, timeout=self._config.run.task_timeout)
+                return ray.get(self._snapshots[-1], timeout=self._config.run.task_timeout)
             except ray.exceptions.RayError:
-                if len(self._snapshots) == 1:
-                    raise TrainingError(
-                        "the learner was lost and so was its last snapshot; go on with --resume"
-                    ) from None
                 self._snapshots.pop()
+        checkpoint = newest(self._config.run.directory)
+        return checkpoint.state if checkpoint else None
 
     def _start_learner(self, state: LearnerState | None) -> None:
-        device, threads = self._config.learner.device, self._config.run.threads
-        self._learner = _place(self._roles.learner, device, threads, self._config, state)
+        self._learner = self._place_learner(state)
         self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:
@@ -182,10 +182,26 @@ class RayExecutor:
             return value
         if is_lost_object(error):
             raise error
-        raise LearnerLost(str(error)) from error
+        # A learner that has not started may just wait for resources, which is said meanwhile and is no death.
+        waits = isinstance(error, Stalled) and not self._learner_started
+        raise self._learner_lost(first_line(error), deaths=0 if waits else 1) from error
+
+    def _learner_lost(self, reason: str, deaths: int = 1) -> LearnerLost:
+        """The error to raise, as long as there is hope.
+
+        Raises:
+            TrainingError: it was lost again and again without one update between.
+        """
+        self._learner_deaths += deaths
+        if self._learner_deaths > MAX_DEATHS:
+            raise TrainingError(
+                f"the learner was lost {self._learner_deaths} times in a row without one update; the last: {reason}"
+            )
+        return LearnerLost(reason)
 
     def _wait(self) -> None:
         self._calls.wait()
+        self._waiting.tick(int(self._learner_started), 1)
         self._rollouts.tick()
         self._rewards.tick()
 
@@ -204,7 +220,7 @@ class RayExecutor:
 
     def _load(self, worker: Worker, version: int) -> None:
         if version not in self._versions:
-            raise LearnerLost(f"weights version {version} are gone")
+            raise self._learner_lost(f"weights version {version} are gone")
         buffer, checksum = self._versions[version]
 
         def confirmed(found: int) -> None:
@@ -219,7 +235,7 @@ class RayExecutor:
         def lost(error: Exception) -> None:
             if is_lost_object(error):
                 self._rollouts.release(worker)
-                raise LearnerLost(f"weights version {version} are gone with their node")
+                raise self._learner_lost(f"weights version {version} are gone with their node")
             self._rollouts.evict(worker, error)
 
         self._calls.add(worker.actor.load.remote(buffer), confirmed, lost)
@@ -283,10 +299,5 @@ class RayExecutor:
         if self._losses[task] > MAX_REMAKES:
             raise TrainingError(
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
-                f"{self._losses[task]} times, perhaps it kills its worker; the last: {str(error).splitlines()[0]}"
+                f"{self._losses[task]} times, perhaps it kills its worker; the last: {first_line(error)}"
             )
-
-
-def _place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
-    gpus = 1 if device.startswith("cuda") else 0
-    return ray.remote(role).options(num_cpus=cpus, num_gpus=gpus).remote(*arguments)
