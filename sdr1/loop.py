@@ -39,7 +39,7 @@ class Executor(Protocol):
         """Start making and scoring groups; returns at once where workers run elsewhere."""
 
     def accumulate(self, task: GroupTask) -> None:
-        """Wait until this submitted group is scored and hand it to the learner."""
+        """Wait until this submitted group is scored and hand it to the learner, after the groups handed before."""
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         """One optimizer step, and the reports of the groups accumulated for it."""

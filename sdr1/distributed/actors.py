@@ -68,11 +68,15 @@ class LearnerActor(Actor):
         from sdr1.learner import Learner
 
         prepare_process(config.run.threads)
+        self._groups_per_update = config.groups_per_update
         self._learner = Learner(config)
         if state is not None:
             self._learner.restore(state)
 
-    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
+        """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
+        if task.group % self._groups_per_update != self._learner.accumulated:
+            return None
         return self._learner.accumulate(task, trajectory, scores)
 
     def step(self) -> UpdateReport:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ class RayExecutor:
         self._scored: dict[GroupTask, ObjectRef] = {}
         self._wanted: set[GroupTask] = set()
         self._losses = Counter[GroupTask]()
+        self._handed: deque[tuple[GroupTask, list]] = deque()
         self._reports: list[GroupReport] = []
         self._seconds = [0.0, 0.0]
 
@@ -95,19 +97,40 @@ class RayExecutor:
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        while True:
-            while task not in self._scored:
-                self._wait()
-            trajectory, _ = self._made[task]
+        self._hand(task)
+        # One waits at the learner while it works on another: it never waits for the driver.
+        self._settle(2)
+
+    def _hand(self, task: GroupTask) -> None:
+        while task not in self._scored:
+            self._wait()
+        trajectory, _ = self._made[task]
+        report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
+        self._handed.append((task, self._learner_call(report)))
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many groups are with the learner.
+
+        When a group's objects were lost on their way, the learner refuses those behind it, and all are handed again.
+        """
+        while len(self._handed) > most:
             try:
-                report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
-                self._reports.append(self._learned(report))
-                return
+                report = self._await(self._handed[0][1])
             except ray.exceptions.ObjectLostError as error:
-                # The arguments never reached the learner: nothing of this group was accumulated.
-                self._make_again(task, error)
+                again = [task for task, _ in self._handed]
+                for _, behind in list(self._handed)[1:]:
+                    with suppress(ray.exceptions.ObjectLostError):
+                        self._await(behind)
+                self._handed.clear()
+                self._make_again(again[0], error)
+                for task in again:
+                    self._hand(task)
+            else:
+                self._handed.popleft()
+                self._reports.append(report)
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
+        self._settle(0)
         reports, self._reports = self._reports, []
         update = self._learned(self._learner.step.remote())
         self._learner_deaths = 0
@@ -138,6 +161,7 @@ class RayExecutor:
         ray.kill(self._learner)
         self._versions, self._reports, self._wanted = {}, [], set()
         self._made, self._scored = {}, {}
+        self._handed.clear()
         self._queue.clear()
         self._to_score.clear()
         state = self._last_state()
@@ -161,12 +185,11 @@ class RayExecutor:
         self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:
-        """Wait for the learner while everything else goes on.
+        """What a call of the learner returns."""
+        return self._await(self._learner_call(ref))
 
-        Raises:
-            LearnerLost: it died or stalled, or what it returned is gone.
-            ObjectLostError: an argument was gone; the call was not made.
-        """
+    def _learner_call(self, ref: ObjectRef) -> list[tuple[Any, Exception | None]]:
+        """A list that gets the call's value, or its error, when it ends."""
         ended: list[tuple[Any, Exception | None]] = []
         self._calls.add(
             ref,
@@ -174,6 +197,15 @@ class RayExecutor:
             lambda error: ended.append((None, error)),
             starting=not self._learner_started,
         )
+        return ended
+
+    def _await(self, ended: list[tuple[Any, Exception | None]]) -> Any:
+        """Wait for the learner while everything else goes on.
+
+        Raises:
+            LearnerLost: it died or stalled, or what it returned is gone.
+            ObjectLostError: an argument was gone; the call was not made.
+        """
         while not ended:
             self._wait()
         value, error = ended[0]
@@ -226,7 +258,7 @@ class RayExecutor:
         def confirmed(found: int) -> None:
             if found != checksum:
                 raise TrainingError(
-                    f"a rollout worker holds other weights than version {version}: {found:08x}"
+                    f"a rollout worker holds other weights than version {version}: {found:016x}"
                 )
             worker.version = version
             self._rollouts.release(worker)
