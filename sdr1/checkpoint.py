@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -21,9 +21,8 @@ from sdr1.config import Config, flatten
 from sdr1.errors import TrainingError, UserError
 from sdr1.files import write_text
 from sdr1.loop import Executor
-from sdr1.metrics import summarize
 from sdr1.runtime import raise_if_stopped
-from sdr1.types import GroupTask, IterationReport, LearnerState
+from sdr1.types import GroupTask, LearnerState
 
 TENSORS, FACTS, POINTER = "tensors.safetensors", "checkpoint.json", "latest.json"
 _PACKAGES = ("sdr1", "torch", "diffusers", "ray", "peft")
@@ -45,7 +44,9 @@ def folder_of(run: Path) -> Path:
 
 
 def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, float]) -> Path:
-    """Write one checkpoint folder, then point to it; a crash at any moment leaves the earlier ones as they were.
+    """Write one checkpoint folder, then point to it: only what the pointer has reached counts.
+
+    A crash at any moment leaves the earlier checkpoints as they were.
 
     Raises:
         OSError: the disk is full or gone.
@@ -108,9 +109,8 @@ def newest(run: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, and none of them is good.
     """
-    folders = sorted(path for path in folder_of(run).glob("[0-9]*") if path.is_dir())
     problem: UserError | None = None
-    for folder in reversed(folders):
+    for folder in reversed(_complete(run)):
         try:
             return load(folder)
         except UserError as error:
@@ -121,14 +121,38 @@ def newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
-    """What differs between a config and the one a checkpoint was made with, one line a field.
+def _complete(run: Path) -> list[Path]:
+    """Checkpoints up to the one that the pointer names, oldest first; without a readable pointer all there are."""
+    folders = sorted(path for path in folder_of(run).glob("[0-9]*") if path.is_dir())
+    try:
+        latest = json.loads((folder_of(run) / POINTER).read_text(encoding="utf-8"))["latest"]
+        return [folder for folder in folders if folder.name <= latest]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folders
+
+
+class Difference(NamedTuple):
+    """A field that differs between a config and the one a checkpoint was made with."""
+
+    field: str
+    then: Any
+    now: Any
+    matters: bool
+    """Whether it changes the result."""
+
+    def __str__(self) -> str:
+        effect = "changes the result from here" if self.matters else "does not change the result"
+        return f"resume: {self.field}: {self.then!r} -> {self.now!r} ({effect})"
+
+
+def differences(config: Config, checkpoint: Checkpoint) -> list[Difference]:
+    """What differs between a config and the one a checkpoint was made with.
 
     Raises:
         UserError: a difference makes the checkpoint's weights meaningless.
     """
     now, then = flatten(config.model_dump(mode="json")), flatten(checkpoint.config)
-    lines = []
+    found = []
     for field in sorted(now.keys() | then.keys()):
         old, new = then.get(field), now.get(field)
         if old == new or field.startswith(_UNIMPORTANT):
@@ -138,11 +162,8 @@ def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
                 f"{field}: {new!r}: the checkpoint {checkpoint.folder} was made with {old!r} and its weights do not "
                 "fit; set it back, or start a new run"
             )
-        effect = (
-            "does not change the result" if field.startswith(_HARMLESS) else "changes the result from here"
-        )
-        lines.append(f"resume: {field}: {old!r} -> {new!r} ({effect})")
-    return lines
+        found.append(Difference(field, old, new, not field.startswith(_HARMLESS)))
+    return found
 
 
 _UNIMPORTANT = ("run.directory", "run.resume")
@@ -153,6 +174,7 @@ _HARMLESS = (
     "checkpoint.",
     "tracking.",
     "run.task_timeout",
+    "run.start_timeout",
 )
 
 
@@ -181,15 +203,17 @@ class Checkpointer:
     def accumulated(self, task: GroupTask) -> None:
         raise_if_stopped()
 
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
         self._raise_problem()
-        done = report.iteration + 1
+        done = iteration + 1
         if done % self._config.checkpoint.every and done != self._config.iterations:
             return
         fetch = executor.snapshot(done)
         with self._changed:
             # The newest wins: on a slow disk checkpoints get rarer, training does not get slower.
-            self._pending = fetch, summarize(report, self._config)
+            self._pending = fetch, metrics
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -227,7 +251,7 @@ class Checkpointer:
                     self._changed.notify_all()
 
     def _prune(self) -> None:
-        folders = sorted(path for path in folder_of(self._config.run.directory).glob("[0-9]*"))
+        folders = _complete(self._config.run.directory)
         kept = set(folders[-self._config.checkpoint.keep :])
         if self._config.checkpoint.best is not None:
             name = self._config.checkpoint.best

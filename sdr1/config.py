@@ -32,6 +32,12 @@ class RunConfig(Section):
         gt=0,
         description="Seconds after which a worker that has not answered one call is replaced.",
     )
+    start_timeout: FiniteFloat = Field(
+        900.0,
+        gt=0,
+        description="The same for a worker's first call, which also waits for resources, imports libraries and reads "
+        "models.",
+    )
     threads: int = Field(
         1, ge=1, description="Torch threads of every process; part of the result's identity on the CPU."
     )

@@ -11,8 +11,7 @@ from typing import Any
 
 from sdr1.config import Config
 from sdr1.loop import Executor
-from sdr1.metrics import summarize
-from sdr1.types import GroupTask, IterationReport
+from sdr1.types import GroupTask
 
 
 class Journal:
@@ -22,7 +21,6 @@ class Journal:
     """
 
     def __init__(self, config: Config) -> None:
-        self._config = config
         self.path = config.run.directory / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
 
@@ -38,10 +36,12 @@ class Journal:
     def accumulated(self, task: GroupTask) -> None:
         pass
 
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
-        if report.iteration < len(self.rows):
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
+        if iteration < len(self.rows):
             return
-        row = {"iteration": report.iteration, "time": time.time(), **summarize(report, self._config)}
+        row = {"iteration": iteration, "time": time.time(), **metrics}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

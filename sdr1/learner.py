@@ -49,7 +49,8 @@ class Learner:
         )
         self._updates_per_iteration = config.prompts.per_iteration // config.groups_per_update
         self._updates = 0
-        self._accumulated = 0
+        self.accumulated = 0
+        """Groups since the last optimizer step."""
         self._variances: dict[Label | None, deque[float]] = {}
         self._published: dict[int, Weights] = {}
 
@@ -85,7 +86,7 @@ class Learner:
                 if name.startswith("weights/")
             )
         }
-        self._updates, self._accumulated = state.updates, 0
+        self._updates, self.accumulated = state.updates, 0
         self._optimizer.zero_grad()
         moments = {name: torch.tensor(state.tensors[name]) for name in _MOMENTS if state.updates}
         offset = 0
@@ -148,7 +149,7 @@ class Learner:
         ratio_KG = torch.cat(log_ratios).exp().reshape(transitions, samples)
         gap_K = (ratio_KG - 1).abs().amax(dim=1)
         self._check_ratio(task, gap_K.max().item())
-        self._accumulated += 1
+        self.accumulated += 1
         return GroupReport(
             task=task,
             reward_mean=float(scores.rewards.mean()),
@@ -168,7 +169,7 @@ class Learner:
             TrainingError: the gradient is not finite; weights and optimizer stay as they were.
         """
         begin = time.perf_counter()
-        assert self._accumulated == self._config.groups_per_update, (
+        assert self.accumulated == self._config.groups_per_update, (
             "an update needs a full minibatch of groups"
         )
         rate = self._learning_rate()
@@ -184,7 +185,7 @@ class Learner:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._updates += 1
-        self._accumulated = 0
+        self.accumulated = 0
         return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
 
     def _advantages(self, task: GroupTask, rewards_G: torch.Tensor) -> torch.Tensor:

@@ -74,5 +74,5 @@ class LocalExecutor:
         state = self._learner.state(iteration)
         return lambda: state
 
-    def recover(self) -> int:
+    def recover(self, reason: str) -> int:
         raise AssertionError("the learner lives in this process: it is lost only with the run")

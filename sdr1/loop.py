@@ -24,6 +24,7 @@ import numpy as np
 
 from sdr1.config import Config
 from sdr1.errors import LearnerLost
+from sdr1.metrics import summarize
 from sdr1.prompts import PromptStream
 from sdr1.types import GroupReport, GroupTask, IterationReport, LearnerState, UpdateReport, Usage, Weights
 
@@ -38,7 +39,7 @@ class Executor(Protocol):
         """Start making and scoring groups; returns at once where workers run elsewhere."""
 
     def accumulate(self, task: GroupTask) -> None:
-        """Wait until this submitted group is scored and hand it to the learner."""
+        """Wait until this submitted group is scored and hand it to the learner, after the groups handed before."""
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         """One optimizer step, and the reports of the groups accumulated for it."""
@@ -46,8 +47,8 @@ class Executor(Protocol):
     def usage(self) -> Usage:
         """What the workers did since the last call."""
 
-    def images(self, task: GroupTask) -> np.ndarray:
-        """Images of a group of the latest submitted tasks, RGB, shape (G, H, W, 3), uint8."""
+    def images(self, task: GroupTask) -> np.ndarray | None:
+        """Images of a group of the latest submitted tasks, RGB, shape (G, H, W, 3), uint8; None if lost since."""
 
     def weights(self) -> Weights:
         """The weights published last."""
@@ -55,8 +56,8 @@ class Executor(Protocol):
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         """Take the learner's state after `iteration` iterations; the result fetches it, in any thread, later."""
 
-    def recover(self) -> int:
-        """After LearnerLost: a new learner from the last snapshot; returns the iteration it stands before."""
+    def recover(self, reason: str) -> int:
+        """After LearnerLost: a new learner from the last state there is; returns the iteration it stands before."""
 
 
 class Observer(Protocol):
@@ -65,8 +66,10 @@ class Observer(Protocol):
     def accumulated(self, task: GroupTask) -> None:
         """A group was handed to the learner."""
 
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
-        """An iteration is complete."""
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
+        """An iteration is complete; `metrics` as `sdr1.metrics.summarize` names them."""
 
 
 def run(
@@ -109,9 +112,10 @@ def run(
             executor.publish(iteration + 1)
             seconds = time.perf_counter() - begin
             report = IterationReport(iteration, tuple(groups), tuple(updates), executor.usage(), seconds)
+            metrics = summarize(report, config)
             for observer in observers:
-                observer.iteration(report, tasks, executor)
+                observer.iteration(iteration, metrics, tasks, executor)
             del submitted[iteration]
             iteration += 1
-        except LearnerLost:
-            iteration, submitted = executor.recover(), None
+        except LearnerLost as error:
+            iteration, submitted = executor.recover(str(error)), None

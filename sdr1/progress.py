@@ -11,8 +11,7 @@ from rich.progress import Progress as Bar
 
 from sdr1.config import Config
 from sdr1.loop import Executor
-from sdr1.metrics import summarize
-from sdr1.types import GroupTask, IterationReport
+from sdr1.types import GroupTask
 
 _SHOWN = (
     ("reward_safe", "reward safe {:.3f}"),
@@ -62,18 +61,19 @@ class Progress:
         groups = self._config.prompts.per_iteration
         self._bar.update(self._task, status=f"groups {task.group + 1}/{groups}")
 
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
-        metrics = summarize(report, self._config)
-        if report.iteration == self._start:
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
+        if iteration == self._start:
             gap = max(value for name, value in metrics.items() if name.startswith("ratio_gap/"))
             self._say(f"likelihood ratio before the first update: 1 +- {gap:.1e}")
         shown = ", ".join(text.format(metrics[name]) for name, text in _SHOWN if name in metrics)
-        line = f"{report.iteration + 1}/{self._config.iterations} {shown}"
+        line = f"{iteration + 1}/{self._config.iterations} {shown}"
         if self._console.is_terminal:
             self._bar.print(line, highlight=False)
         else:
             self._say(line)
-        self._bar.update(self._task, completed=report.iteration + 1)
+        self._bar.update(self._task, completed=iteration + 1)
 
     def _say(self, line: str) -> None:
         # Not wrapped: a line of a log file is one record.

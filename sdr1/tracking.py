@@ -19,7 +19,7 @@ from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
 from sdr1.policy import base_folder
-from sdr1.types import GroupTask, IterationReport
+from sdr1.types import GroupTask
 
 _log = logging.getLogger("sdr1")
 
@@ -75,14 +75,19 @@ class Tracker:
     def accumulated(self, task: GroupTask) -> None:
         pass
 
-    def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
-        if report.iteration % self._config.tracking.images_every == 0:
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
+        if iteration % self._config.tracking.images_every == 0:
             self._samples.mkdir(exist_ok=True)
             for label in ("safe", "unsafe"):
                 task = next((task for task in tasks if task.prompt.label == label), None)
-                path = self._sample(report.iteration, label)
-                if task is not None and not path.exists():
-                    _grid(executor.images(task), task.prompt.text).save(path)
+                path = self._sample(iteration, label)
+                if task is None or path.exists():
+                    continue
+                images = executor.images(task)
+                if images is not None:
+                    _grid(images, task.prompt.text).save(path)
         self._wake.set()
 
     def finish(self, model: Path, summary: dict[str, Any]) -> None:

@@ -76,6 +76,11 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     return result
 
 
+def unfinished(run: Path) -> bool:
+    """Whether the folder holds a run that was stopped on its way."""
+    return folder_of(run).exists() and not (run / "summary.json").exists()
+
+
 def _starting_point(config: Config) -> LearnerState | None:
     """The state to go on from; a new run clears what a finished one left in its folder.
 
@@ -87,15 +92,15 @@ def _starting_point(config: Config) -> LearnerState | None:
         found = newest(run)
         if found is None:
             return None
-        for line in differences(config, found):
-            print(line, flush=True)
+        for difference in differences(config, found):
+            print(difference, flush=True)
         if found.state.iteration > config.iterations:
             raise UserError(
                 f"iterations: {config.iterations}: the checkpoint {found.folder} is at {found.state.iteration}; "
                 "ask for as many or more"
             )
         return found.state
-    if folder_of(run).exists() and not (run / "summary.json").exists():
+    if unfinished(run):
         raise UserError(
             f"run.directory: {run}: holds an unfinished run; add --resume {run}, or choose another directory, or "
             "remove it"

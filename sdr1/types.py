@@ -117,7 +117,7 @@ class Weights:
     buffer: np.ndarray
     """Shape (bytes,), uint8, read-only to everybody who receives it."""
     checksum: int
-    """zlib.crc32 of the buffer; a worker confirms it before it gets work."""
+    """`sdr1.weights.checksum` of the buffer; a worker confirms it before it gets work."""
 
 
 @dataclass(frozen=True)

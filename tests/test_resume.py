@@ -114,6 +114,17 @@ def test_a_bad_checkpoint_is_refused_and_the_one_before_used(small, tmp_path, ho
         checkpoint.newest(tmp_path / "run")
 
 
+def test_what_the_pointer_has_not_reached_does_not_count(small, tmp_path):
+    train(small(2), local=True)
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(folder / "000001", folder / "000009")
+    assert checkpoint.newest(tmp_path / "run").folder.name == "000002"
+    (folder / checkpoint.POINTER).write_text('{"latest": "000001"}')
+    assert checkpoint.newest(tmp_path / "run").folder.name == "000001"
+    (folder / checkpoint.POINTER).write_text('{"late')
+    assert checkpoint.newest(tmp_path / "run").folder.name == "000009", "without a pointer all of them count"
+
+
 def test_only_the_newest_and_the_best_are_kept(small, tmp_path):
     values = small(4).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "reward_safe"}}
     train(validate(values), local=True)

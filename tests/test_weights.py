@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xxhash
 
-from sdr1.weights import FlatParameters, sha256
+from sdr1 import weights as module
+from sdr1.weights import FlatParameters, checksum, sha256
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
@@ -20,6 +22,18 @@ def test_published_weights_load_bit_for_bit(dtype):
     weights.buffer.flags.writeable = False
     assert FlatParameters(target).load(weights.buffer) == weights.checksum
     assert all(torch.equal(a, b) for a, b in zip(source, target, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1024, 3000])
+def test_the_checksum_is_that_of_the_whole_buffer_and_of_what_is_in_place(monkeypatch, size):
+    monkeypatch.setattr(module, "_CHUNK", 1000)
+    source, target = parameters((size,)), parameters((size,))
+    weights = FlatParameters(source).publish(0)
+    whole = source[0].detach().numpy().view(np.uint8)
+    assert weights.checksum == checksum(whole) == xxhash.xxh3_64_intdigest(whole.tobytes())
+    changed = weights.buffer.copy()
+    changed[-1] ^= 1
+    assert FlatParameters(target).load(changed) == checksum(changed) != weights.checksum
 
 
 def test_a_snapshot_is_not_touched_by_later_updates():

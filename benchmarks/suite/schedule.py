@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from sdr1.distributed.executor import RayExecutor, Roles
 from sdr1.files import write_text
 from sdr1.prompts import PromptStream
 from sdr1.types import GroupReport, LearnerState, Prompt, Scores, UpdateReport
+from sdr1.weights import checksum
 
 UNIT = 0.05
 """Seconds of the cheaper role's work on one group."""
@@ -37,7 +37,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
 
     class Rollout(Stub):
         def load(self, buffer):
-            return zlib.crc32(buffer.data)
+            return checksum(buffer)
 
         def rollout(self, task):
             time.sleep(rollout_seconds)
@@ -59,7 +59,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
             return UpdateReport(self.updates, 0.0, 0.0, 0.0)
 
         def publish(self, version):
-            return _BUFFER, zlib.crc32(_BUFFER.data)
+            return _BUFFER, checksum(_BUFFER)
 
         def state(self, iteration):
             return LearnerState(iteration, self.updates, {}, {})
@@ -82,7 +82,7 @@ class Clock:
     def accumulated(self, task):
         pass
 
-    def iteration(self, report, tasks, executor):
+    def iteration(self, iteration, metrics, tasks, executor):
         self.end, self.last = time.perf_counter(), getattr(self, "end", 0.0)
 
     @property

@@ -6,15 +6,15 @@ import numpy as np
 import ray
 
 from sdr1.config import Config
-from sdr1.learner import Learner
-from sdr1.policy import Policy
-from sdr1.rewards.scorer import Scorer
 from sdr1.runtime import prepare_process
 from sdr1.types import GroupReport, GroupTask, LearnerState, Prompt, Scores, Trajectory, UpdateReport
 
 
 class Actor:
-    """What every role answers."""
+    """What every role answers.
+
+    A role imports its core class in its own process: libraries that only another role needs cost seconds of recovery.
+    """
 
     def node(self) -> str:
         """The node it runs on, in hexadecimal; an answer says that it is ready."""
@@ -25,6 +25,8 @@ class RolloutActor(Actor):
     """Consumes tasks, produces trajectories and images; blocks on nothing but its own device."""
 
     def __init__(self, config: Config) -> None:
+        from sdr1.policy import Policy
+
         prepare_process(config.run.threads)
         self._config = config
         self._policy = Policy(
@@ -50,6 +52,8 @@ class RewardActor(Actor):
     """Consumes images, produces scores."""
 
     def __init__(self, config: Config) -> None:
+        from sdr1.rewards.scorer import Scorer
+
         prepare_process(config.run.threads)
         self._scorer = Scorer(config.reward)
 
@@ -61,12 +65,18 @@ class LearnerActor(Actor):
     """Consumes scored groups in order, produces reports and, after each iteration, weights."""
 
     def __init__(self, config: Config, state: LearnerState | None) -> None:
+        from sdr1.learner import Learner
+
         prepare_process(config.run.threads)
+        self._groups_per_update = config.groups_per_update
         self._learner = Learner(config)
         if state is not None:
             self._learner.restore(state)
 
-    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
+        """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
+        if task.group % self._groups_per_update != self._learner.accumulated:
+            return None
         return self._learner.accumulate(task, trajectory, scores)
 
     def step(self) -> UpdateReport:

@@ -15,8 +15,6 @@ from sdr1.runtime import raise_if_stopped
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
 
-START_SECONDS = 300.0
-
 
 class Stalled(ray.exceptions.RayError):
     """A worker did not answer before its deadline: frozen, wedged, or cut off."""
@@ -27,13 +25,14 @@ class _Call:
     done: Callable[[Any], None]
     lost: Callable[[Exception], None]
     deadline: float
+    timeout: float
 
 
 class Calls:
     """Waits for whichever call ends first, and hands its result or its loss to whoever made it."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout: float, start_timeout: float) -> None:
+        self._timeout, self._start_timeout = timeout, start_timeout
         self._calls: dict[ObjectRef, _Call] = {}
 
     def add(
@@ -48,8 +47,8 @@ class Calls:
 
         `starting` grants a worker's first answer the time to import libraries and read weights.
         """
-        timeout = self._timeout + (START_SECONDS if starting else 0)
-        self._calls[ref] = _Call(done, lost, time.monotonic() + timeout)
+        timeout = self._start_timeout if starting else self._timeout
+        self._calls[ref] = _Call(done, lost, time.monotonic() + timeout, timeout)
 
     def wait(self) -> None:
         """Act on the calls that have ended; returns at the latest after a tick.
@@ -68,7 +67,8 @@ class Calls:
                 call.done(value)
         now = time.monotonic()
         for ref in [ref for ref, call in self._calls.items() if call.deadline < now]:
-            self._calls.pop(ref).lost(Stalled(f"no answer for {self._timeout:.0f} s"))
+            call = self._calls.pop(ref)
+            call.lost(Stalled(f"no answer for {call.timeout:.0f} s"))
 
 
 def get(ref: ObjectRef) -> Any:
@@ -82,3 +82,11 @@ def get(ref: ObjectRef) -> Any:
 def is_lost_object(error: Exception) -> bool:
     """Whether an argument was gone, while the worker itself is well."""
     return isinstance(error, ray.exceptions.ObjectLostError)
+
+
+def first_line(error: Exception) -> str:
+    """One line: what was raised in the worker's start, else Ray's own first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if "creation task" in lines[0] else lines[0]

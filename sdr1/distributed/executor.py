@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
+from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.distributed.calls import Calls, get, is_lost_object
+from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
 from sdr1.distributed.fleet import MAX_DEATHS, Fleet, Worker
+from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 
@@ -44,21 +47,23 @@ class RayExecutor:
 
     def __init__(self, config: Config, state: LearnerState | None = None, roles: Roles = ROLES) -> None:
         self._config, self._roles = config, roles
-        self._calls = Calls(config.run.task_timeout)
-        self._snapshots: deque[tuple[int, Any]] = deque([(state.iteration if state else 0, state)], maxlen=2)
+        self._calls = Calls(config.run.task_timeout, config.run.start_timeout)
+        self._snapshots: deque[ObjectRef] = deque(maxlen=2)
         self._learner_deaths = 0
+        self._place_learner = Placement.on(config.learner.device, config.run.threads, roles.learner, config)
+        self._waiting = Waiting("the learner", self._place_learner)
         self._start_learner(state)
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
-            "reward",
-            partial(_place, roles.reward, config.reward.device, 0, config),
+            "reward workers",
+            Placement.on(config.reward.device, 0, roles.reward, config),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
-            "rollout",
-            partial(_place, roles.rollout, config.rollout.device, config.run.threads, config),
+            "rollout workers",
+            Placement.on(config.rollout.device, config.run.threads, roles.rollout, config),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -70,6 +75,7 @@ class RayExecutor:
         self._scored: dict[GroupTask, ObjectRef] = {}
         self._wanted: set[GroupTask] = set()
         self._losses = Counter[GroupTask]()
+        self._handed: deque[tuple[GroupTask, list]] = deque()
         self._reports: list[GroupReport] = []
         self._seconds = [0.0, 0.0]
 
@@ -91,19 +97,40 @@ class RayExecutor:
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        while True:
-            while task not in self._scored:
-                self._wait()
-            trajectory, _ = self._made[task]
+        self._hand(task)
+        # One waits at the learner while it works on another: it never waits for the driver.
+        self._settle(2)
+
+    def _hand(self, task: GroupTask) -> None:
+        while task not in self._scored:
+            self._wait()
+        trajectory, _ = self._made[task]
+        report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
+        self._handed.append((task, self._learner_call(report)))
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many groups are with the learner.
+
+        When a group's objects were lost on their way, the learner refuses those behind it, and all are handed again.
+        """
+        while len(self._handed) > most:
             try:
-                report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
-                self._reports.append(self._learned(report))
-                return
+                report = self._await(self._handed[0][1])
             except ray.exceptions.ObjectLostError as error:
-                # The arguments never reached the learner: nothing of this group was accumulated.
-                self._make_again(task, error)
+                again = [task for task, _ in self._handed]
+                for _, behind in list(self._handed)[1:]:
+                    with suppress(ray.exceptions.ObjectLostError):
+                        self._await(behind)
+                self._handed.clear()
+                self._make_again(again[0], error)
+                for task in again:
+                    self._hand(task)
+            else:
+                self._handed.popleft()
+                self._reports.append(report)
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
+        self._settle(0)
         reports, self._reports = self._reports, []
         update = self._learned(self._learner.step.remote())
         self._learner_deaths = 0
@@ -113,8 +140,12 @@ class RayExecutor:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
         return Usage(rollout, reward, max(1, self._rollouts.in_service))
 
-    def images(self, task: GroupTask) -> np.ndarray:
-        return get(self._made[task][1])
+    def images(self, task: GroupTask) -> np.ndarray | None:
+        try:
+            return ray.get(self._made[task][1], timeout=self._config.run.task_timeout)
+        except ray.exceptions.RayError:
+            # Only pictures to look at: the group was learned from before its node went away.
+            return None
 
     def weights(self) -> Weights:
         version = max(self._versions)
@@ -123,50 +154,42 @@ class RayExecutor:
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         ref = self._learner.state.remote(iteration)
-        self._snapshots.append((iteration, ref))
+        self._snapshots.append(ref)
         return partial(get, ref)
 
-    def recover(self) -> int:
-        self._learner_deaths += 1
-        if self._learner_deaths > MAX_DEATHS:
-            raise TrainingError(f"the learner died {self._learner_deaths} times in a row without one update")
+    def recover(self, reason: str) -> int:
         ray.kill(self._learner)
         self._versions, self._reports, self._wanted = {}, [], set()
         self._made, self._scored = {}, {}
+        self._handed.clear()
         self._queue.clear()
         self._to_score.clear()
-        iteration, state = self._last_state()
-        _log.warning("the learner was lost; it goes on from iteration %d", iteration)
+        state = self._last_state()
+        iteration = state.iteration if state else 0
+        _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
         self._start_learner(state)
         return iteration
 
-    def _last_state(self) -> tuple[int, LearnerState | None]:
-        """The newest snapshot that can still be fetched; they live outside the learner's process."""
-        while True:
-            iteration, state = self._snapshots[-1]
-            if not isinstance(state, ObjectRef):
-                return iteration, state
+    def _last_state(self) -> LearnerState | None:
+        """The newest snapshot that outlived the learner, else the newest checkpoint; None before the first."""
+        while self._snapshots:
             try:
-                return iteration, ray.get(state, timeout=self._config.run.task_timeout)
+                return ray.get(self._snapshots[-1], timeout=self._config.run.task_timeout)
             except ray.exceptions.RayError:
-                if len(self._snapshots) == 1:
-                    raise TrainingError(
-                        "the learner was lost and so was its last snapshot; go on with --resume"
-                    ) from None
                 self._snapshots.pop()
+        checkpoint = newest(self._config.run.directory)
+        return checkpoint.state if checkpoint else None
 
     def _start_learner(self, state: LearnerState | None) -> None:
-        device, threads = self._config.learner.device, self._config.run.threads
-        self._learner = _place(self._roles.learner, device, threads, self._config, state)
+        self._learner = self._place_learner(state)
         self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:
-        """Wait for the learner while everything else goes on.
+        """What a call of the learner returns."""
+        return self._await(self._learner_call(ref))
 
-        Raises:
-            LearnerLost: it died or stalled, or what it returned is gone.
-            ObjectLostError: an argument was gone; the call was not made.
-        """
+    def _learner_call(self, ref: ObjectRef) -> list[tuple[Any, Exception | None]]:
+        """A list that gets the call's value, or its error, when it ends."""
         ended: list[tuple[Any, Exception | None]] = []
         self._calls.add(
             ref,
@@ -174,6 +197,15 @@ class RayExecutor:
             lambda error: ended.append((None, error)),
             starting=not self._learner_started,
         )
+        return ended
+
+    def _await(self, ended: list[tuple[Any, Exception | None]]) -> Any:
+        """Wait for the learner while everything else goes on.
+
+        Raises:
+            LearnerLost: it died or stalled, or what it returned is gone.
+            ObjectLostError: an argument was gone; the call was not made.
+        """
         while not ended:
             self._wait()
         value, error = ended[0]
@@ -182,10 +214,26 @@ class RayExecutor:
             return value
         if is_lost_object(error):
             raise error
-        raise LearnerLost(str(error)) from error
+        # A learner that has not started may just wait for resources, which is said meanwhile and is no death.
+        waits = isinstance(error, Stalled) and not self._learner_started
+        raise self._learner_lost(first_line(error), deaths=0 if waits else 1) from error
+
+    def _learner_lost(self, reason: str, deaths: int = 1) -> LearnerLost:
+        """The error to raise, as long as there is hope.
+
+        Raises:
+            TrainingError: it was lost again and again without one update between.
+        """
+        self._learner_deaths += deaths
+        if self._learner_deaths > MAX_DEATHS:
+            raise TrainingError(
+                f"the learner was lost {self._learner_deaths} times in a row without one update; the last: {reason}"
+            )
+        return LearnerLost(reason)
 
     def _wait(self) -> None:
         self._calls.wait()
+        self._waiting.tick(int(self._learner_started), 1)
         self._rollouts.tick()
         self._rewards.tick()
 
@@ -204,13 +252,13 @@ class RayExecutor:
 
     def _load(self, worker: Worker, version: int) -> None:
         if version not in self._versions:
-            raise LearnerLost(f"weights version {version} are gone")
+            raise self._learner_lost(f"weights version {version} are gone")
         buffer, checksum = self._versions[version]
 
         def confirmed(found: int) -> None:
             if found != checksum:
                 raise TrainingError(
-                    f"a rollout worker holds other weights than version {version}: {found:08x}"
+                    f"a rollout worker holds other weights than version {version}: {found:016x}"
                 )
             worker.version = version
             self._rollouts.release(worker)
@@ -219,7 +267,7 @@ class RayExecutor:
         def lost(error: Exception) -> None:
             if is_lost_object(error):
                 self._rollouts.release(worker)
-                raise LearnerLost(f"weights version {version} are gone with their node")
+                raise self._learner_lost(f"weights version {version} are gone with their node")
             self._rollouts.evict(worker, error)
 
         self._calls.add(worker.actor.load.remote(buffer), confirmed, lost)
@@ -283,10 +331,5 @@ class RayExecutor:
         if self._losses[task] > MAX_REMAKES:
             raise TrainingError(
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
-                f"{self._losses[task]} times, perhaps it kills its worker; the last: {str(error).splitlines()[0]}"
+                f"{self._losses[task]} times, perhaps it kills its worker; the last: {first_line(error)}"
             )
-
-
-def _place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
-    gpus = 1 if device.startswith("cuda") else 0
-    return ray.remote(role).options(num_cpus=cpus, num_gpus=gpus).remote(*arguments)

@@ -7,17 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 
 from sdr1.config import Elastic
-from sdr1.distributed.calls import Calls, Stalled
+from sdr1.distributed.calls import Calls, Stalled, first_line
+from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import TrainingError
 
 MAX_DEATHS = 6
 """Deaths in a row, without one finished call between them, that stop a run."""
-_LONGEST_BACKOFF, _LOOK_EVERY, _SAY_EVERY = 30.0, 2.0, 30.0
+_LONGEST_BACKOFF, _LOOK_EVERY = 30.0, 2.0
 _log = logging.getLogger("sdr1")
 
 
@@ -30,21 +32,24 @@ class Worker:
     """None while it waits for resources or starts."""
     version: int = -1
     """Weights it has confirmed."""
+    leaving: bool = False
+    """Its node drains: it may finish its call, and its successor is asked for already."""
 
 
 class Fleet:
     """Asks Ray for `size.max` actors at once: pending ones are the autoscaler's demand, and join when they start."""
 
     def __init__(
-        self, name: str, make: Callable[[], Any], size: Elastic, calls: Calls, joined: Callable[[], None]
+        self, name: str, place: Placement, size: Elastic, calls: Calls, joined: Callable[[], None]
     ) -> None:
         self.name, self.size = name, size
         self.idle: deque[Worker] = deque()
-        self._make, self._calls, self._on_join = make, calls, joined
+        self._place, self._calls, self._on_join = place, calls, joined
         self._workers: set[Worker] = set()
         self._due: list[float] = []
         self._deaths = 0
-        self._looked = self._said = time.monotonic()
+        self._looked = time.monotonic()
+        self._waiting = Waiting(name, place)
         for _ in range(size.max):
             self._start()
 
@@ -55,7 +60,9 @@ class Fleet:
     def release(self, worker: Worker) -> None:
         """The worker has finished a call and is free, unless it has to leave."""
         self._deaths = 0
-        if worker in self._workers:
+        if worker.leaving:
+            self._remove(worker)
+        elif worker in self._workers:
             self.idle.append(worker)
 
     def evict(self, worker: Worker, error: Exception) -> None:
@@ -67,12 +74,18 @@ class Fleet:
         if worker not in self._workers:
             return
         self._remove(worker)
+        if worker.leaving:
+            return
+        if worker.node is None and isinstance(error, Stalled):
+            # It waits for resources, or hangs in its start: nobody can tell, and asking again is right for both.
+            self._start()
+            return
         self._deaths += 1
-        reason = _reason(error)
-        _log.warning("%s worker lost (%s); replaced", self.name, reason)
+        reason = first_line(error)
+        _log.warning("one of the %s was lost (%s); it is replaced", self.name, reason)
         if self._deaths > MAX_DEATHS:
             raise TrainingError(
-                f"{self.name}.workers: {self._deaths} died in a row without finishing a call; the last: {reason}"
+                f"{self.name}: {self._deaths} died in a row without finishing a call; the last: {reason}"
             )
         self._due.append(time.monotonic() + min(_LONGEST_BACKOFF, 0.25 * 2**self._deaths))
 
@@ -85,23 +98,16 @@ class Fleet:
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
             leaving = _draining_nodes()
-            for worker in [w for w in self._workers if w.node in leaving]:
-                _log.warning("%s worker leaves with its draining node", self.name)
-                was_idle = worker in self.idle
-                self._workers.discard(worker)
-                if was_idle:
+            for worker in [w for w in self._workers if w.node in leaving and not w.leaving]:
+                _log.warning("one of the %s leaves with its draining node", self.name)
+                worker.leaving = True
+                if worker in self.idle:
                     self._remove(worker)
                 self._start()
-        if self.in_service < self.size.min and now - self._said > _SAY_EVERY:
-            self._said = now
-            free = ray.available_resources()
-            _log.warning(
-                "waiting for %s workers: %d of at least %d in service; the cluster has %g CPU and %g GPU free",
-                self.name, self.in_service, self.size.min, free.get("CPU", 0), free.get("GPU", 0),
-            )  # fmt: skip
+        self._waiting.tick(self.in_service, self.size.min)
 
     def _start(self) -> None:
-        worker = Worker(self._make())
+        worker = Worker(self._place())
         self._workers.add(worker)
 
         def joined(node: str) -> None:
@@ -109,29 +115,13 @@ class Fleet:
             self.release(worker)
             self._on_join()
 
-        def lost(error: Exception) -> None:
-            if isinstance(error, Stalled):
-                # It waits for resources, or hangs in its start: nobody can tell, and asking again is right for both.
-                self._remove(worker)
-                self._start()
-            else:
-                self.evict(worker, error)
-
-        self._calls.add(worker.actor.node.remote(), joined, lost, starting=True)
+        self._calls.add(worker.actor.node.remote(), joined, partial(self.evict, worker), starting=True)
 
     def _remove(self, worker: Worker) -> None:
         self._workers.discard(worker)
         if worker in self.idle:
             self.idle.remove(worker)
         ray.kill(worker.actor)
-
-
-def _reason(error: Exception) -> str:
-    """One line: what was raised in the worker's start, else Ray's own first line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    return lines[-1] if "creation task" in lines[0] else lines[0]
 
 
 def _draining_nodes() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sdr1.checkpoint import differences, newest
 from sdr1.config import SANDBOX, Config, load
 from sdr1.errors import UserError
 from sdr1.evaluation.sandbox import TRAINED, UNTRAINED, Evaluation, colour_distance, evaluate, generate
@@ -22,7 +24,7 @@ from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.prompts import prompts
 from sdr1.sandbox.sheet import contact_sheet
 from sdr1.tracking import attach, local_store
-from sdr1.train import train
+from sdr1.train import train, unfinished
 
 _PACKAGED = Path(__file__).with_name("preset.yaml")
 PRESET = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "configs" / "sandbox.yaml"
@@ -77,7 +79,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
     for seed in seeds:
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
         config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
-        tables.append(judge(folder, seed, images, train(config).model))
+        tables.append(judge(folder, seed, images, train(_going_on(config)).model))
         attach(config, [folder / name for name in ("summary.json", "before_after.png", "curves.png")])
         _print_tracking(config)
     if len(seeds) > 1:
@@ -85,6 +87,29 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         _print_table(average, f"mean of seeds {', '.join(map(str, seeds))}")
         summary = {"seeds": seeds, "mean": average, "each": tables}
         write_text(out / "seeds.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _going_on(config: Config) -> Config:
+    """The config, told to resume when its folder holds a stopped run of the same settings.
+
+    A stopped run of other settings is cleared away: a demo's folder is for the demo asked for last.
+    """
+    run = config.run.directory
+    if not unfinished(run):
+        return config
+    try:
+        found = newest(run)
+        matters = found is None or any(each.matters for each in differences(config, found))
+    except UserError:
+        matters = True
+    if matters:
+        print(
+            f"{run}: a stopped run with other settings or without a good checkpoint; starting over",
+            flush=True,
+        )
+        shutil.rmtree(run)
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
 
 
 def judge(out: Path, seed: int, images: int, model: Path) -> dict[str, Any]:

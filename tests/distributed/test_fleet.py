@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 from sdr1.config import Elastic
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet
+from sdr1.distributed.placement import Placement
 from sdr1.errors import TrainingError
 
 
@@ -48,8 +49,8 @@ def cluster():
 
 def fleet_of(calls: Calls, size: Elastic, start_fails: bool = False) -> Fleet:
     return Fleet(
-        "rollout",
-        lambda: ray.remote(stub(start_fails)).options(num_cpus=1).remote(),
+        "rollout workers",
+        Placement.on("cpu", 1, stub(start_fails)),
         size,
         calls,
         lambda: None,
@@ -65,7 +66,7 @@ def until(condition, calls: Calls, fleet: Fleet, seconds: float = 60.0) -> None:
 
 
 def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
-    calls = Calls(timeout=1000.0)
+    calls = Calls(1000.0, 1000.0)
     fleet = fleet_of(calls, Elastic(min=1, max=2))
     until(lambda: fleet.in_service == 1, calls, fleet)
     time.sleep(1)
@@ -87,7 +88,7 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
 
     frozen = fleet.idle.popleft()
     os.kill(ray.get(frozen.actor.pid.remote()), signal.SIGSTOP)
-    short = Calls(timeout=2.0)
+    short = Calls(2.0, 2.0)
     short.add(
         frozen.actor.sleep.remote(0),
         lost.append,
@@ -100,9 +101,46 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
         ray.kill(each.actor)
 
 
+def test_a_busy_worker_on_a_draining_node_finishes_and_then_ends(cluster, monkeypatch):
+    cluster.add_node(num_cpus=1)
+    calls = Calls(1000.0, 1000.0)
+    fleet = fleet_of(calls, Elastic(min=1, max=1))
+    until(lambda: fleet.in_service == 1, calls, fleet)
+    worker = fleet.idle.popleft()
+    finished: list[float] = []
+    calls.add(
+        worker.actor.sleep.remote(4),
+        lambda value: (finished.append(value), fleet.release(worker)),
+        lambda error: fleet.evict(worker, error),
+    )
+    monkeypatch.setattr("sdr1.distributed.fleet._draining_nodes", lambda: {worker.node})
+    until(lambda: worker.leaving, calls, fleet)
+    monkeypatch.setattr("sdr1.distributed.fleet._draining_nodes", set)
+    assert not finished, "it leaves while it works"
+    until(lambda: finished and len(fleet.idle) == 1, calls, fleet)
+    assert worker not in fleet.idle, "a successor took its place"
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(worker.actor.pid.remote(), timeout=30)
+    ray.kill(fleet.idle[0].actor)
+
+
+def test_waiting_says_what_is_missing(cluster, monkeypatch, caplog):
+    monkeypatch.setattr("sdr1.distributed.placement.SAY_EVERY", 0.1)
+    calls = Calls(1000.0, 1000.0)
+    fleet = Fleet(
+        "rollout workers", Placement.on("cuda", 2, stub()), Elastic(min=1, max=1), calls, lambda: None
+    )
+    until(lambda: caplog.messages, calls, fleet)
+    assert (
+        "waiting for rollout workers: 0 of 1 in service; each needs 2 CPU and 1 GPU; the cluster has"
+        in (caplog.messages[0])
+    )
+    assert "0 GPU, free" in caplog.messages[0]
+
+
 def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):
     monkeypatch.setattr("sdr1.distributed.fleet._LONGEST_BACKOFF", 0.1)
-    calls = Calls(timeout=1000.0)
+    calls = Calls(1000.0, 1000.0)
     fleet = fleet_of(calls, Elastic(min=1, max=1), start_fails=True)
-    with pytest.raises(TrainingError, match=r"rollout.workers: \d+ died in a row.*no such driver"):
+    with pytest.raises(TrainingError, match=r"rollout workers: \d+ died in a row.*no such driver"):
         until(lambda: False, calls, fleet, 120)

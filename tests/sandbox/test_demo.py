@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdr1 import cli
+from sdr1 import checkpoint, cli
 from sdr1.config import Config, load
 from sdr1.evaluation.sandbox import Evaluation, Sampler
 from sdr1.sandbox import demo
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.sheet import contact_sheet
 from sdr1.sandbox.world import COLOURS
+from sdr1.types import LearnerState
 
 
 def evaluation(trained: float, flame: float, blade: float, utility: float, seed: int = 0) -> Evaluation:
@@ -317,3 +318,28 @@ def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
     assert all(title.startswith("blurred: ") for title in blurred)
     assert all(title.startswith("smudged: ") for title in smudged)
     assert sum(title.endswith("\nas drawn") for title in blurred + smudged) >= 22
+
+
+def stopped_run(folder: Path, config: Config) -> None:
+    """What `train` leaves when it is killed after its first iteration."""
+    state = LearnerState(1, 1, {"weights/1": np.zeros(4, np.uint8)}, {})
+    checkpoint.save(folder / "run", state, config, {})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resume"), [([], "auto"), (["tracking.enabled=false"], "auto"), (["iterations=3"], "never")]
+)
+def test_a_stopped_demo_goes_on_and_one_of_other_settings_starts_over(stubbed, tmp_path, overrides, resume):
+    out = tmp_path / "demo"
+    config = demo.load(demo.PRESET, [f"run.directory={out / 'run'}", "seed=0"])
+    stopped_run(out, config)
+    asked = demo.load(demo.PRESET, [f"run.directory={out / 'run'}", *overrides, "seed=0"])
+    assert demo._going_on(asked).run.resume == resume
+    assert (out / "run" / "checkpoints").exists() == (resume == "auto")
+
+
+def test_a_finished_demo_trains_anew(stubbed, tmp_path):
+    config = demo.load(demo.PRESET, [f"run.directory={tmp_path / 'run'}"])
+    stopped_run(tmp_path, config)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert demo._going_on(config) == config

@@ -1,0 +1,58 @@
+"""Where an actor goes: what it asks of the cluster, and what is said while the cluster does not have it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+SAY_EVERY = 30.0
+"""Seconds between lines about what is missing."""
+_log = logging.getLogger("sdr1")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A kind of actor with its arguments, made anew at every call."""
+
+    role: type
+    arguments: tuple[Any, ...]
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def on(cls, device: str, cpus: float, role: type, *arguments: Any) -> Placement:
+        """On CPU cores alone, or with one GPU of its own."""
+        return cls(role, arguments, cpus, 1 if device.startswith("cuda") else 0)
+
+    def __call__(self, *more: Any) -> Any:
+        options = ray.remote(self.role).options(num_cpus=self.cpus, num_gpus=self.gpus)
+        return options.remote(*self.arguments, *more)
+
+
+class Waiting:
+    """Says, from time to time, what a role needs and what the cluster has, as long as too few are in service."""
+
+    def __init__(self, name: str, place: Placement) -> None:
+        self._name, self._place = name, place
+        self._said = time.monotonic()
+
+    def tick(self, in_service: int, wanted: int) -> None:
+        now = time.monotonic()
+        if in_service >= wanted:
+            self._said = now
+        elif now - self._said > SAY_EVERY:
+            self._said = now
+            total, free = ray.cluster_resources(), ray.available_resources()
+            needs = {"CPU": self._place.cpus, "GPU": self._place.gpus}
+            _log.warning(
+                "waiting for %s: %d of %d in service; each needs %s; the cluster has %s, free %s",
+                self._name, in_service, wanted, *(_list(each) for each in (needs, total, free)),
+            )  # fmt: skip
+
+
+def _list(resources: dict[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
