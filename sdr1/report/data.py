@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from sdr1.errors import UserError
 
@@ -57,14 +57,28 @@ class Point(_Record):
     text: str = ""
 
 
-class Ablated(_Record):
-    """A reward of the ablation, or an alpha of the sweep: rates in [0, 1], one for each seed."""
+class _Seeds(_Record):
+    """Rates in [0, 1], one for each seed."""
 
-    name: str = ""
-    alpha: FiniteFloat | None = None
-    unsafe_trained: list[FiniteFloat]
-    unsafe_untrained: list[FiniteFloat]
-    utility: list[FiniteFloat]
+    unsafe_trained: list[FiniteFloat] = Field(min_length=1)
+    unsafe_untrained: list[FiniteFloat] = Field(min_length=1)
+    utility: list[FiniteFloat] = Field(min_length=1)
+
+
+class Ablated(_Seeds):
+    """A reward of the ablation."""
+
+    name: str
+
+
+class Swept(_Seeds):
+    """An alpha of the sweep."""
+
+    alpha: FiniteFloat
+
+    @property
+    def name(self) -> str:
+        return f"alpha = {self.alpha:g}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Material:
     evaluations: list[Evaluation] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     ablation: list[Ablated] = field(default_factory=list)
-    alpha_sweep: list[Ablated] = field(default_factory=list)
+    alpha_sweep: list[Swept] = field(default_factory=list)
 
     def of(self, protocol: str) -> list[Evaluation]:
         return [each for each in self.evaluations if each.result.protocol == protocol]
@@ -132,10 +146,12 @@ def read(arguments: Sequence[str]) -> Material:
             rows = _lines(folder / "metrics.jsonl", dict[str, Any])
             material.runs.append(Run(name or str(folder), folder, rows))
             found = True
-        for part, target in (("table", material.ablation), ("alpha_sweep", material.alpha_sweep)):
-            rows_of_part = _file(folder / f"{part}.json", list[Ablated])
-            target += rows_of_part or []
-            found |= rows_of_part is not None
+        for ablated in _file(folder / "table.json", list[Ablated]) or ():
+            material.ablation.append(ablated)
+            found = True
+        for swept in _file(folder / "alpha_sweep.json", list[Swept]) or ():
+            material.alpha_sweep.append(swept)
+            found = True
         if not found:
             raise UserError(
                 f"{folder}: no result.json, metrics.jsonl or ablation table in it: "

@@ -16,14 +16,14 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from .data import Ablated, Evaluation, Figure, Point, Run
-from .tables import column_of
+from .data import Ablated, Evaluation, Figure, Point, Run, Swept
+from .tables import RATES, column_of
 
 # Told apart on white and on black, and by readers who do not see red or green.
 _COLOURS = ("#3b7dd8", "#d9662b", "#2a9d72", "#a45fc4", "#b8901c", "#d1477a", "#5a9bb0", "#8a7a66")
 _MARKERS = "osD^vPX*"
 _INK = "#1b1c1e"
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
     "axes.spines.right": False,
@@ -42,9 +42,16 @@ _STYLE = {
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
-_SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "inappropriate_rate")
-_COUNTS = ("nudity/total",)
-_UTILITY = ("utility/overall", "overall", "clip_t", "reward_safe")
+_PANELS = {
+    "safety": (
+        "Unsafe pictures over training",
+        "share of pictures",
+        ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "inappropriate_rate"),
+    ),
+    "counts": ("Nudity over training", "pictures with an exposed class", ("nudity/total",)),
+    "utility": ("Abilities over training", "held-out figure", ("overall", "clip_t")),
+    "reward": ("Reward of the training's own pictures", "mean reward", ("reward_safe", "reward_unsafe")),
+}
 
 
 @dataclass(frozen=True)
@@ -94,87 +101,70 @@ def _plot(name: str, title: str, xlabel: str = "", ylabel: str = "", height: flo
 
 
 def training(runs: Sequence[Run]) -> list[Plot]:
-    """Unsafe rates, counts and utility over the iterations, and utility against the unsafe rate.
+    """Unsafe rates, counts, abilities and rewards over the iterations, and utility against the unsafe rate.
 
-    Held-out figures where a run has them (`eval/...`); of the training's own pictures the unsafe rate, and the
-    reward on safe prompts where no utility was measured.
+    Lines with marks are held-out figures (`eval/...` of a run's metrics); the others are of the training's own
+    pictures.
     """
     plots = []
-    panels = (
-        ("safety", "Unsafe pictures over training", "share of pictures", _SAFETY),
-        ("counts", "Nudity over training", "pictures with an exposed class", _COUNTS),
-        ("utility", "Abilities over training", "figure", _UTILITY),
-    )
-    for name, title, ylabel, wanted in panels:
+    for kind, (title, ylabel, _) in _PANELS.items():
         curves = [
             (run.label, key, points)
             for run in runs
             for key in dict.fromkeys(key for row in run.rows for key in row)
-            if _is(key, wanted) and (points := _curve(run, "iteration", key))
+            if _kind(key) == kind and (points := _numbers(run, "iteration", key))
         ]
-        if any(key.startswith("eval/") for _, key, _ in curves) and name == "utility":
-            curves = [curve for curve in curves if curve[1].startswith("eval/")]
         if not curves:
             continue
-        with _plot(f"training-{name}", title, "iteration", ylabel) as draft:
+        with _plot(f"training-{kind}", title, "iteration", ylabel) as draft:
             for (label, key, points), colour, marker in zip(curves, cycle(_COLOURS), cycle(_MARKERS)):
-                held_out = key.startswith("eval/")
-                what = column_of(key.removeprefix("eval/")).title if held_out else _TRAINING[key]
+                name = column_of(key.removeprefix("eval/")).title
                 draft.axes.plot(
                     *zip(*points),
                     color=colour,
-                    marker=marker if held_out or len(points) == 1 else None,
-                    linewidth=1.8 if held_out else 1.0,
-                    label=_label(f"{label}: {what}" if len(runs) > 1 else what),
+                    marker=marker if key.startswith("eval/") or len(points) == 1 else None,
+                    label=_label(f"{label}: {name}" if len(runs) > 1 else name),
                 )
-            if name != "utility":
+            if kind in ("safety", "counts"):
                 draft.axes.set_ylim(bottom=0)
         plots.append(draft.plot)
-    paths = [(run, points) for run in runs if (points := _plane(run))]
-    if paths:
-        title = "Utility against unsafe rate, checkpoint by checkpoint"
-        with _plot("training-plane", title, "unsafe rate (held out)", "utility (held out)") as draft:
-            for (run, points), colour, marker in zip(paths, cycle(_COLOURS), cycle(_MARKERS)):
-                xs, ys, iterations = zip(*points)
-                draft.axes.plot(xs, ys, color=colour, marker=marker, label=_label(run.label))
-                for index in {0, len(points) - 1}:
-                    draft.axes.annotate(
-                        str(iterations[index]),
-                        (xs[index], ys[index]),
-                        (5, 5),
-                        textcoords="offset points",
-                        fontsize=9,
-                    )
-        plots.append(draft.plot)
-    return plots
+    return plots + _plane(runs)
 
 
-_TRAINING = {"unsafe_rate": "in training", "reward_safe": "reward on safe prompts, in training"}
+def _plane(runs: Sequence[Run]) -> list[Plot]:
+    paths = []
+    for run in runs:
+        keys = dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/"))
+        first = [next((key for key in keys if _kind(key) == kind), "") for kind in ("safety", "utility")]
+        if points := _numbers(run, *first, "iteration"):
+            paths.append((run.label, points))
+    if not paths:
+        return []
+    title = "Utility against unsafe rate, checkpoint by checkpoint"
+    with _plot("training-plane", title, "unsafe rate, held out", "utility, held out") as draft:
+        for (label, points), colour, marker in zip(paths, cycle(_COLOURS), cycle(_MARKERS)):
+            xs, ys, iterations = zip(*points)
+            draft.axes.plot(xs, ys, color=colour, marker=marker, label=_label(label))
+            for n in {0, len(points) - 1}:
+                draft.axes.annotate(
+                    f"{iterations[n]:g}", (xs[n], ys[n]), (5, 5), textcoords="offset points", fontsize=9
+                )
+    return [draft.plot]
 
 
-def _is(key: str, wanted: Sequence[str]) -> bool:
-    if not key.startswith("eval/"):
-        return key in _TRAINING and key in wanted
-    slashed = f"{key}/"
-    return any(f"/{name}/" in slashed for name in wanted) and "/utility/" not in slashed.replace(
-        "/utility/overall/", ""
-    )
+def _kind(key: str) -> str | None:
+    """The panel that a metric belongs to."""
+    name = f"/{key.removeprefix('eval/')}/"
+    for kind, (_, _, known) in _PANELS.items():
+        if any(f"/{each}/" in name for each in known):
+            return kind
+    return None
 
 
-def _curve(run: Run, x: str, y: str) -> list[tuple[float, float]]:
-    return [(row[x], row[y]) for row in run.rows if _number(row.get(x)) and _number(row.get(y))]
-
-
-def _plane(run: Run) -> list[tuple[float, float, int]]:
-    """Unsafe rate, utility and iteration wherever a run has both of its first held-out ones."""
-    keys = list(dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/")))
-    safety = next((key for key in keys if _is(key, _SAFETY)), None)
-    utility = next((key for key in keys if _is(key, _UTILITY)), None)
-    return [
-        (row[safety], row[utility], row["iteration"])
-        for row in run.rows
-        if _number(row.get(safety)) and _number(row.get(utility))
-    ]
+def _numbers(run: Run, *keys: str) -> list[tuple[Any, ...]]:
+    """The values under these keys of every row in which all are numbers."""
+    rows = [tuple(row.get(key) for key in keys) for row in run.rows]
+    return [row for row in rows if all(map(_number, row))]
 
 
 def _number(value: Any) -> bool:
@@ -236,26 +226,16 @@ def ablation(entries: Sequence[Ablated]) -> Plot:
     return draft.plot
 
 
-def alpha_sweep(entries: Sequence[Ablated]) -> Plot:
+def alpha_sweep(entries: Sequence[Swept]) -> Plot:
     """Mean over seeds of the three rates at each alpha, with a dot for each seed."""
-    known = sorted(
-        (entry for entry in entries if entry.alpha is not None), key=lambda entry: entry.alpha or 0
-    )
+    entries = sorted(entries, key=lambda entry: entry.alpha)
+    alphas = [entry.alpha for entry in entries]
     with _plot("alpha-sweep", "Alpha sweep: rates after training", "alpha", "%") as draft:
-        for n, (key, label) in enumerate(
-            (
-                ("unsafe_trained", "unsafe, trained concept"),
-                ("unsafe_untrained", "unsafe, other concepts"),
-                ("utility", "utility"),
-            )
-        ):
-            alphas = [entry.alpha for entry in known]
-            seeds = [_percent(getattr(entry, key)) for entry in known]
-            draft.axes.plot(
-                alphas, [fmean(each) for each in seeds], color=_COLOURS[n], marker=_MARKERS[n], label=label
-            )
+        for column, colour, marker in zip(RATES, _COLOURS, _MARKERS):
+            seeds = [_percent(getattr(entry, column.key)) for entry in entries]
+            draft.axes.plot(alphas, list(map(fmean, seeds)), color=colour, marker=marker, label=column.title)
             for alpha, each in zip(alphas, seeds):
-                draft.axes.scatter([alpha] * len(each), each, color=_COLOURS[n], s=8, alpha=0.6)
+                draft.axes.scatter([alpha] * len(each), each, color=colour, s=8, alpha=0.6)
     return draft.plot
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from sdr1.config import flatten
 
-from .data import Ablated, Evaluation, Figure, Material, Run
+from .data import Ablated, Evaluation, Figure, Material, Run, Swept
 
 Better = Literal["lower", "higher", ""]
 
@@ -117,22 +117,38 @@ GENEVAL = (
     percent("overall", "overall", "higher"),
 )
 CLIP_T, FID = Column("clip_t", "CLIP-T", "higher", digits=3), Column("fid", "FID", "lower")
-ABLATION = (
+RATES = (
     percent("unsafe_trained", "unsafe, trained concept", "lower"),
     percent("unsafe_untrained", "unsafe, other concepts", "lower"),
     percent("utility", "utility", "higher"),
+)
+ABLATION = (
+    *RATES,
     Column("clip_t", "CLIP-T", "higher"),
     Column("mean_unsafe", "mean unsafe", "lower", digits=3),
     FID,
 )
-ALPHA = (*ABLATION[:3], Column("reward_safe", "reward, safe prompts", digits=3),
-         Column("reward_unsafe", "reward, unsafe prompts", digits=3))  # fmt: skip
+ALPHA = (
+    *RATES,
+    Column("reward_safe", "reward, safe prompts", digits=3),
+    Column("reward_unsafe", "reward, unsafe prompts", digits=3),
+)
+_MAIN = (
+    ("i2p", count("nudity/total", "I2P nudity, total")),
+    ("i2p", percent("inappropriate_rate", "I2P inappropriate", "lower")),
+    ("geneval", percent("overall", "GenEval", "higher")),
+    ("clip-t", CLIP_T),
+    ("fid", FID),
+    ("sandbox", percent("unsafe_trained", "sandbox: unsafe, trained concept", "lower")),
+    ("sandbox", percent("unsafe_generic", "sandbox: unsafe, generic words", "lower")),
+    ("sandbox", percent("utility/overall", "sandbox: utility", "higher")),
+)
 _SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
            "inappropriate_rate", "attack_success")  # fmt: skip
 
 
 def compare(
-    material: Material, name: str, title: str, protocols: Sequence[str], columns: Sequence[Column]
+    material: Material, name: str, title: str, protocols: tuple[str, ...], columns: Sequence[Column]
 ) -> Table:
     """A row for every model that has one of the columns' figures, then every published row of that table."""
     rows = []
@@ -143,6 +159,23 @@ def compare(
         if any(cells):
             rows.append(Row(label, label, cells, "; ".join(dict.fromkeys(map(setup, mine)))))
     return Table(name, title, "model", columns, rows + published(name, columns))
+
+
+def glance(material: Material) -> Table:
+    """A row for every model, a column for the main figure of every protocol that any of them has."""
+    given = [
+        (protocol, column)
+        for protocol, column in _MAIN
+        if any(column.key in each.figures for each in material.of(protocol))
+    ]
+    rows = []
+    for label in dict.fromkeys(each.label for each in material.evaluations):
+        mine = {each.result.protocol: each.figures for each in material.evaluations if each.label == label}
+        cells = [column.cell(mine.get(protocol, {}).get(column.key)) for protocol, column in given]
+        if any(cells):
+            rows.append(Row(label, label, cells))
+    columns = [replace(column, key=f"{protocol}/{column.key}") for protocol, column in given]
+    return Table("glance", "At a glance", "model", columns, rows)
 
 
 def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table:
@@ -174,7 +207,7 @@ def column_of(key: str) -> Column:
     return percent(key, title, "lower" if any(part in _SAFETY for part in key.split("/")) else "")
 
 
-def training(run: Run) -> Table:
+def training(run: Run, number: int) -> Table:
     """The held-out figures at the run's checkpoints, as far as it evaluated any: `eval/...` of its metrics."""
     keys = dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/"))
     columns = [replace(column_of(key.removeprefix("eval/")), key=key) for key in keys]
@@ -187,15 +220,15 @@ def training(run: Run) -> Table:
         for row in run.rows
         if not keys.keys().isdisjoint(row)
     ]
-    return Table("training", f"Held-out figures of {run.label}", "checkpoint", columns, rows)
+    return Table(f"training-{number}", f"Held-out figures of {run.label}", "checkpoint", columns, rows)
 
 
-def over_seeds(name: str, title: str, entries: Sequence[Ablated], columns: Sequence[Column]) -> Table:
+def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], columns: Sequence[Column]) -> Table:
     """The mean over seeds and its range, for each reward or each alpha, then the published rows."""
     rows = [
         Row(
-            _name(entry),
-            _name(entry),
+            entry.name,
+            entry.name,
             [column.cell(_over_seeds(getattr(entry, column.key, None))) for column in columns],
             f"mean of {len(entry.utility)} seeds, their lowest to highest",
         )
@@ -231,10 +264,6 @@ def setup(evaluation: Evaluation) -> str:
     parts += [f"{known[key]} {key}" for key in ("steps", "guidance") if known.get(key) is not None]
     counts = {figure.n for figure in evaluation.figures.values() if figure.n}
     return ", ".join([*parts, *([f"n up to {max(counts)}"] if counts else [])])
-
-
-def _name(entry: Ablated) -> str:
-    return entry.name or f"alpha = {entry.alpha:g}"
 
 
 def _over_seeds(values: Sequence[float] | None) -> Figure | None:
