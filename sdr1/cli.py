@@ -1,4 +1,4 @@
-"""The command line: `sdr1 train`, `sdr1 config`, `sdr1 sandbox`. Heavy imports wait inside the commands."""
+"""The command line: `sdr1 train`, `sdr1 report`, `sdr1 config`, `sdr1 sandbox`. Heavy imports wait inside the commands."""
 
 from __future__ import annotations
 
@@ -74,6 +74,26 @@ def train(
 
     result = start(run, local=local, ray_address=ray_address)
     print(f"weights_sha256={result.weights_sha256}")
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]DIR",
+            help="Evaluations, suites, training runs, the ablation's folder; NAME is how the page calls the model.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/report"),
+) -> None:
+    """Put evaluations and runs of any number of models on one page, beside the published figures.
+
+    Example: `sdr1 report base=outputs/evaluation/base trained=outputs/evaluation/trained outputs/demo/run`
+    """
+    from sdr1.report.page import write
+
+    print(write(sources, out))
 
 
 @config_app.command("show")

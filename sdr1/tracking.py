@@ -26,7 +26,34 @@ _log = logging.getLogger("sdr1")
 
 def local_store(config: Config) -> str:
     """The sqlite store beside the run directory, shared by the runs there."""
-    return f"sqlite:///{(config.run.directory.parent / 'mlflow.db').resolve()}"
+    return _beside(config.run.directory)
+
+
+def _beside(run: Path) -> str:
+    return f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
+
+
+def log_report(run: Path, folder: Path, files: Sequence[Path]) -> bool:
+    """Add files to the artifacts of the MLflow run that trained in `run`, as they lie in `folder`, under `report`.
+
+    False if the run has none, or if the server did not take them, which is warned of.
+    """
+    identity = run / "run.json"
+    if not identity.is_file():
+        return False
+    import mlflow
+
+    run_id = json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"]
+    try:
+        client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _beside(run))
+        for file in files:
+            client.log_artifact(run_id, str(file), str(Path("report", file.relative_to(folder).parent)))
+    except Exception as error:
+        _log.warning(
+            "MLflow did not take the report of %s: %s", run, (str(error) or repr(error)).split("\n")[0]
+        )
+        return False
+    return True
 
 
 class Tracker:

@@ -1,0 +1,82 @@
+"""Writing the report: one page that loads nothing, and its tables and plots as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sdr1 import __version__
+from sdr1.config import flatten
+from sdr1.files import write_text
+from sdr1.tracking import log_report
+
+from .data import Material, read
+from .sections import Section, sections
+from .tables import to_csv, to_latex
+
+
+def write(sources: Sequence[str], out: Path) -> Path:
+    """Write `index.html`, `tables/*.csv|tex` and `figures/*.svg|png` into `out`, and return the page's path.
+
+    Each named run that has an MLflow run gets them as artifacts.
+
+    Raises:
+        UserError: what `read` raises; nothing is written then.
+    """
+    material = read(sources)
+    parts = sections(material)
+    page = render(material, parts)
+    files = []
+    for part in parts:
+        for table in part.tables:
+            for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
+                files.append(out / "tables" / f"{table.name}.{kind}")
+                write_text(files[-1], text)
+        for plot in part.plots:
+            files += plot.write(out / "figures")
+    index = out / "index.html"
+    write_text(index, page)
+    for run in material.runs:
+        log_report(run.folder, out, [index, *files])
+    return index
+
+
+def render(material: Material, parts: Sequence[Section]) -> str:
+    """The page. Every text in it is escaped; only the plots, drawn here, are markup."""
+    environment = Environment(
+        loader=PackageLoader("sdr1.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["drawing"] = lambda plot: Markup(plot.inline)
+    environment.filters["csv"] = lambda table: _data(to_csv(table), "text/csv")
+    environment.filters["latex"] = lambda table: _data(to_latex(table), "application/x-tex")
+    return environment.get_template("page.html.j2").render(
+        sections=parts,
+        models=list(dict.fromkeys(each.label for each in material.evaluations)),
+        provenance=[(each, _rows(each.result.provenance)) for each in material.evaluations],
+        version=__version__,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for key, value in flatten(provenance).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        rows.append((key, text if len(text) <= 300 else f"{text[:300]} ..."))
+    return rows
+
+
+def _data(text: str, kind: str) -> str:
+    """The text as an address, so that it can be saved from a page that travels alone."""
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"

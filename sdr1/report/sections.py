@@ -1,0 +1,234 @@
+"""The report's sections in their order: what each shows, how to read it, and what makes its data if there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from . import figures, tables
+from .data import Evaluation, Material
+from .figures import Plot
+from .grids import Grid, grid
+from .tables import Table
+
+_PUBLISHED = (
+    "Published rows are copied from their papers, not measured here. Base model, prompts, sampler, judge and "
+    "threshold differ between papers; only rows made under one protocol are comparable."
+)
+
+
+@dataclass
+class Section:
+    """`missing` names the command that makes the section's data, "" if the data is there; `notes` are caveats."""
+
+    name: str
+    title: str
+    intro: str
+    missing: str = ""
+    tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def sections(material: Material) -> list[Section]:
+    """Every section of the page; those without data say so."""
+    return [
+        _glance(material),
+        _training(material),
+        _compared(
+            material, "nudenet", "Nudity on I2P (NudeNet)", ("i2p",), tables.NUDENET,
+            "Pictures in which NudeNet finds an exposed class, over the 4,703 I2P prompts, one picture each. "
+            "Lower is better.",
+            "sdr1 evaluate i2p --model MODEL",
+            "Counts are of pictures per class, not of boxes: score above 0.6, one a class and picture; the total is "
+            "the sum of these eight classes. They depend on the detector's file and threshold: see the provenance.",
+        ),
+        _compared(
+            material, "q16", "Inappropriate pictures on I2P (Q16)", ("i2p",), tables.Q16,
+            "Share of pictures that Q16 calls inappropriate. Categories overlap; overall is flagged pictures over "
+            "all pictures. Lower is better.",
+            "sdr1 evaluate i2p --model MODEL",
+            "Three protocols carry this name: Q16 alone (SafeDiffusion-R1), Q16 or any of 8 NudeNet classes "
+            "(Receler), Q16 or 5 NudeNet classes with ten pictures a prompt (SLD). Figures of different ones do not "
+            "compare; \"partial\" rows were published for some of the categories only.",
+        ),
+        _compared(
+            material, "geneval", "What was asked for (GenEval)", ("geneval",), tables.GENEVAL,
+            "Share of pictures that show the objects, counts, colours and positions that the prompt names; overall is "
+            "the mean of the six tasks. Higher is better.",
+            "sdr1 evaluate geneval --model MODEL",
+            "The published rows use the official 553 prompts, four pictures each, and Mask2Former.",
+        ),
+        _compared(
+            material, "quality", "Prompt fidelity and realism (CLIP-T, FID)", ("clip-t", "fid"),
+            (tables.CLIP_T, tables.FID),
+            "Cosine of picture and prompt (higher is better), and the distance of the pictures' features from those "
+            "of a reference set (lower is better).",
+            "sdr1 evaluate clip-t --model MODEL, sdr1 evaluate fid --model MODEL",
+            "The published rows use CLIP ViT-B/32, and clean-fid against COCO pictures: another encoder, feature "
+            "extractor, reference set or number of pictures makes another scale.",
+        ),
+        _per_figure(
+            material, "sandbox", "The sandbox",
+            "The built-in drawn world, read by its oracle: held-out prompts of the trained unsafe concept, of "
+            "concepts never trained on, and of six ordinary tasks.",
+        ),
+        _ablation(material),
+        _alpha(material),
+        _per_figure(
+            material, "schedulers", "Other schedulers",
+            "Unsafe rate when the pictures are drawn by a scheduler that training did not use: safety must not hang "
+            "on one sampler.",
+        ),
+        _steering(material),
+        *_others(material),
+        _before_after(material),
+    ]  # fmt: skip
+
+
+def _glance(material: Material) -> Section:
+    section = Section(
+        "glance", "At a glance", "One row a model: the main figure of every protocol that was run."
+    )
+    table = tables.glance(material)
+    if table.rows:
+        section.tables.append(table)
+    else:
+        section.missing = "sdr1 evaluate suite --model MODEL"
+    return section
+
+
+def _training(material: Material) -> Section:
+    section = Section(
+        "training",
+        "Safety and utility over training",
+        "Lines with marks are figures on held-out prompts at checkpoints; the others are of the pictures that "
+        "training itself draws.",
+    )
+    if not material.runs:
+        section.missing = "sdr1 train CONFIG"
+        return section
+    section.plots = figures.training(material.runs)
+    section.tables = [table for n, run in enumerate(material.runs) if (table := tables.training(run, n)).rows]
+    if not section.tables:
+        section.notes.append(
+            "No held-out figures during training: `evaluation.every=N` in the run's config makes them."
+        )
+    return section
+
+
+def _compared(
+    material: Material,
+    name: str,
+    title: str,
+    protocols: tuple[str, ...],
+    columns: Sequence[tables.Column],
+    intro: str,
+    command: str,
+    caveat: str,
+) -> Section:
+    table = tables.compare(material, name, title, protocols, columns)
+    section = Section(name, title, intro, tables=[table], notes=[caveat, _PUBLISHED])
+    if not table.measured:
+        section.missing = command
+    if any("oracle" in row.source for row in table.measured):
+        section.notes.insert(
+            0,
+            "Rows judged by the oracle are of the sandbox's drawn world: compare them with each other, never with "
+            "published rows.",
+        )
+    return section
+
+
+def _per_figure(material: Material, protocol: str, title: str, intro: str, name: str = "") -> Section:
+    name = name or protocol
+    section = Section(name, title, intro)
+    evaluations = material.of(protocol)
+    if not evaluations:
+        section.missing = f"sdr1 evaluate {protocol} --model MODEL"
+        return section
+    if plot := figures.rates(name, title, evaluations):
+        section.plots.append(plot)
+    section.tables.append(tables.by_figure(name, title, evaluations))
+    section.notes += [f"{each.label}: {tables.setup(each)}" for each in evaluations if tables.setup(each)]
+    return section
+
+
+def _ablation(material: Material) -> Section:
+    title = "Reward ablation"
+    section = Section(
+        "ablation",
+        title,
+        "The same training with other rewards; a mean over seeds with its lowest and highest.",
+    )
+    section.tables.append(tables.over_seeds("ablation", title, material.ablation, tables.ABLATION))
+    if material.ablation:
+        section.plots.append(figures.ablation(material.ablation))
+    else:
+        section.missing = "make ablation"
+    section.notes += [
+        "The published CLIP-T of this table is 100 times a cosine; the encoder is that of its own table.",
+        _PUBLISHED,
+    ]
+    return section
+
+
+def _alpha(material: Material) -> Section:
+    title = "Alpha sweep"
+    section = Section(
+        "alpha",
+        title,
+        "The strength of steering against what it costs; a mean over seeds with its lowest and highest.",
+    )
+    section.tables.append(tables.over_seeds("alpha", title, material.alpha_sweep, tables.ALPHA))
+    if material.alpha_sweep:
+        section.plots.append(figures.alpha_sweep(material.alpha_sweep))
+    else:
+        section.missing = "make ablation"
+    section.notes += ["The published rewards were read off a figure.", _PUBLISHED]
+    return section
+
+
+def _steering(material: Material) -> Section:
+    evaluations = material.of("steering")
+    section = _per_figure(
+        material,
+        "steering",
+        "Steering of perturbed prompts",
+        "Prompts put in other words (synonyms, keywords only, negation), their embeddings in the plane (UMAP), and "
+        "how alpha moves them.",
+    )
+    for n, each in enumerate(evaluations):
+        if where := each.points():
+            section.plots.append(figures.points(f"steering-map-{n}", f"Embeddings, {each.label}", where))
+    if evaluations and len(section.plots) < 2:
+        section.notes.append("No map of the embeddings: the evaluation has no points.json.")
+    return section
+
+
+def _others(material: Material) -> list[Section]:
+    """A section for every protocol that has none of its own."""
+    known = ("i2p", "geneval", "clip-t", "fid", "sandbox", "schedulers", "steering")
+    protocols = dict.fromkeys(each.result.protocol for each in material.evaluations)
+    others = [protocol for protocol in protocols if protocol not in known]
+    # Their names are the user's, and names of files come from a section's.
+    return [
+        _per_figure(material, protocol, f"Protocol {protocol}", "Every figure it has.", f"other-{n}")
+        for n, protocol in enumerate(others)
+    ]
+
+
+def _before_after(material: Material) -> Section:
+    section = Section(
+        "pictures",
+        "The same prompts, the same seeds",
+        "Pictures that a judge called unsafe, and those that none has judged, are blurred: choose one to see it.",
+    )
+    for protocol in dict.fromkeys(each.result.protocol for each in material.evaluations):
+        evaluations: list[Evaluation] = [each for each in material.of(protocol) if each.shots()]
+        if len(evaluations) > 1 and (made := grid(evaluations)):
+            section.grids.append(made)
+    if not section.grids:
+        section.missing = "sdr1 evaluate sandbox --model MODEL, once for each of two models"
+    return section

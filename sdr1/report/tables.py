@@ -1,0 +1,341 @@
+"""Tables of measured and published figures, and how they are written as text, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sdr1.config import flatten
+
+from .data import Ablated, Evaluation, Figure, Material, Run, Swept
+
+Better = Literal["lower", "higher", ""]
+
+
+class Cell(NamedTuple):
+    """A figure and how it is shown; published ones are shown with the digits they were published with."""
+
+    figure: Figure
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a table by its key in `result.json`; values are shown times `scale` with so many digits."""
+
+    key: str
+    title: str
+    better: Better = ""
+    scale: int = 1
+    digits: int = 2
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}, %" if self.scale == 100 else self.title
+
+    def cell(self, figure: Figure | None) -> Cell | None:
+        if figure is None or figure.value is None:
+            return None
+        interval = ""
+        if figure.low is not None and figure.high is not None:
+            interval = f"{self._show(figure.low)} to {self._show(figure.high)}"
+        return Cell(figure, self._show(figure.value), interval)
+
+    def published(self, text: str | None) -> Cell | None:
+        if text is None:
+            return None
+        return Cell(Figure(value=float(Decimal(text) / self.scale)), text)
+
+    def _show(self, value: float) -> str:
+        return f"{value * self.scale:.{self.digits}f}"
+
+
+def percent(key: str, title: str, better: Better = "") -> Column:
+    return Column(key, title, better, scale=100, digits=1)
+
+
+def count(key: str, title: str, better: Better = "lower") -> Column:
+    return Column(key, title, better, digits=0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`source` says where a published row is from, or how a measured one was made; `key` is its name in the CSV."""
+
+    key: str
+    label: str
+    cells: list[Cell | None]
+    source: str = ""
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is the stem of its files; `corner` heads the column of the rows' labels."""
+
+    name: str
+    title: str
+    corner: str
+    columns: Sequence[Column]
+    rows: list[Row]
+
+    @property
+    def measured(self) -> list[Row]:
+        return [row for row in self.rows if not row.published]
+
+
+_NUDENET = {
+    "FEMALE_BREAST_EXPOSED": "breast (F)",
+    "FEMALE_GENITALIA_EXPOSED": "genitalia (F)",
+    "MALE_BREAST_EXPOSED": "breast (M)",
+    "MALE_GENITALIA_EXPOSED": "genitalia (M)",
+    "BUTTOCKS_EXPOSED": "buttocks",
+    "FEET_EXPOSED": "feet",
+    "BELLY_EXPOSED": "belly",
+    "ARMPITS_EXPOSED": "armpits",
+}
+_CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
+_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+NUDENET = (
+    *(count(f"nudity/{name}", title) for name, title in _NUDENET.items()),
+    count("nudity/total", "total"),
+)
+Q16 = (
+    percent("inappropriate_rate", "overall", "lower"),
+    *(percent(f"inappropriate_rate/{name}", name, "lower") for name in _CATEGORIES),
+)
+GENEVAL = (
+    *(percent(task, task.replace("_", " "), "higher") for task in _TASKS),
+    percent("overall", "overall", "higher"),
+)
+CLIP_T, FID = Column("clip_t", "CLIP-T", "higher", digits=3), Column("fid", "FID", "lower")
+RATES = (
+    percent("unsafe_trained", "unsafe, trained concept", "lower"),
+    percent("unsafe_untrained", "unsafe, other concepts", "lower"),
+    percent("utility", "utility", "higher"),
+)
+ABLATION = (
+    *RATES,
+    Column("clip_t", "CLIP-T", "higher"),
+    Column("mean_unsafe", "mean unsafe", "lower", digits=3),
+    FID,
+)
+ALPHA = (
+    *RATES,
+    Column("reward_safe", "reward, safe prompts", digits=3),
+    Column("reward_unsafe", "reward, unsafe prompts", digits=3),
+)
+_MAIN = (
+    ("i2p", count("nudity/total", "I2P nudity, total")),
+    ("i2p", percent("inappropriate_rate", "I2P inappropriate", "lower")),
+    ("geneval", percent("overall", "GenEval", "higher")),
+    ("clip-t", CLIP_T),
+    ("fid", FID),
+    ("sandbox", percent("unsafe_trained", "sandbox: unsafe, trained concept", "lower")),
+    ("sandbox", percent("unsafe_generic", "sandbox: unsafe, generic words", "lower")),
+    ("sandbox", percent("utility/overall", "sandbox: utility", "higher")),
+)
+_SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
+           "inappropriate_rate", "attack_success")  # fmt: skip
+
+
+def compare(
+    material: Material, name: str, title: str, protocols: tuple[str, ...], columns: Sequence[Column]
+) -> Table:
+    """A row for every model that has one of the columns' figures, then every published row of that table."""
+    rows = []
+    for label in dict.fromkeys(each.label for each in material.evaluations):
+        mine = [each for protocol in protocols for each in material.of(protocol) if each.label == label]
+        figures = {key: figure for each in mine for key, figure in each.figures.items()}
+        cells = [column.cell(figures.get(column.key)) for column in columns]
+        if any(cells):
+            rows.append(Row(label, label, cells, "; ".join(dict.fromkeys(map(setup, mine)))))
+    return Table(name, title, "model", columns, rows + published(name, columns))
+
+
+def glance(material: Material) -> Table:
+    """A row for every model, a column for the main figure of every protocol that any of them has."""
+    given = [
+        (protocol, column)
+        for protocol, column in _MAIN
+        if any(column.key in each.figures for each in material.of(protocol))
+    ]
+    rows = []
+    for label in dict.fromkeys(each.label for each in material.evaluations):
+        mine = {each.result.protocol: each.figures for each in material.evaluations if each.label == label}
+        cells = [column.cell(mine.get(protocol, {}).get(column.key)) for protocol, column in given]
+        if any(cells):
+            rows.append(Row(label, label, cells))
+    columns = [replace(column, key=f"{protocol}/{column.key}") for protocol, column in given]
+    return Table("glance", "At a glance", "model", columns, rows)
+
+
+def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table:
+    """A row for every figure of a protocol, a column for every model, and the change from the first to the last."""
+    keys = dict.fromkeys(key for each in evaluations for key in each.figures)
+    columns = [Column(each.label, each.label) for each in evaluations]
+    rows = []
+    for key in keys:
+        form = column_of(key)
+        figures = [each.figures.get(key) for each in evaluations]
+        cells = [form.cell(figure) for figure in figures]
+        if len(evaluations) > 1:
+            cells.append(_difference(form, figures[0], figures[-1]))
+        rows.append(Row(key, form.heading, cells))
+    if len(evaluations) > 1:
+        change = f"{evaluations[-1].label} minus {evaluations[0].label}"
+        columns.append(Column(change, change))
+    return Table(name, title, "figure", columns, rows)
+
+
+def column_of(key: str) -> Column:
+    """How a figure is shown whose table has no column of its own for it: a rate unless its name says otherwise."""
+    title = key.replace("_", " ").replace("/", ": ")
+    last = key.rpartition("/")[2]
+    if last in ("clip_t", "fid") or last.startswith("reward"):
+        return Column(key, title, digits=3)
+    if key.startswith("nudity/") or "/nudity/" in key:
+        return count(key, title)
+    return percent(key, title, "lower" if any(part in _SAFETY for part in key.split("/")) else "")
+
+
+def training(run: Run, number: int) -> Table:
+    """The held-out figures at the run's checkpoints, as far as it evaluated any: `eval/...` of its metrics."""
+    keys = dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/"))
+    columns = [replace(column_of(key.removeprefix("eval/")), key=key) for key in keys]
+    rows = [
+        Row(
+            str(row.get("iteration")),
+            f"iteration {row.get('iteration')}",
+            [column.cell(Figure(value=row[column.key])) if column.key in row else None for column in columns],
+        )
+        for row in run.rows
+        if not keys.keys().isdisjoint(row)
+    ]
+    return Table(f"training-{number}", f"Held-out figures of {run.label}", "checkpoint", columns, rows)
+
+
+def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], columns: Sequence[Column]) -> Table:
+    """The mean over seeds and its range, for each reward or each alpha, then the published rows."""
+    rows = [
+        Row(
+            entry.name,
+            entry.name,
+            [column.cell(_over_seeds(getattr(entry, column.key, None))) for column in columns],
+            f"mean of {len(entry.utility)} seeds, their lowest to highest",
+        )
+        for entry in entries
+    ]
+    return Table(
+        name, title, "reward" if name == "ablation" else "alpha", columns, rows + published(name, columns)
+    )
+
+
+def published(name: str, columns: Sequence[Column]) -> list[Row]:
+    return [
+        Row(
+            model := f"{row['model']} ({row['note']})" if "note" in row else row["model"],
+            model,
+            [column.published(row["figures"].get(column.key)) for column in columns],
+            row["source"],
+            published=True,
+        )
+        for row in _published()[name]
+    ]
+
+
+@cache
+def _published() -> dict[str, list[dict[str, Any]]]:
+    return json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
+
+
+def setup(evaluation: Evaluation) -> str:
+    """Judge, sampler, steps and guidance of an evaluation in a few words."""
+    known = flatten(evaluation.result.provenance)
+    parts = [str(known[key]) for key in ("judge", "sampler") if known.get(key)]
+    parts += [f"{known[key]} {key}" for key in ("steps", "guidance") if known.get(key) is not None]
+    counts = {figure.n for figure in evaluation.figures.values() if figure.n}
+    return ", ".join([*parts, *([f"n up to {max(counts)}"] if counts else [])])
+
+
+def _over_seeds(values: Sequence[float] | None) -> Figure | None:
+    if not values:
+        return None
+    return Figure(value=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
+
+
+def _difference(column: Column, first: Figure | None, last: Figure | None) -> Cell | None:
+    if not first or not last or first.value is None or last.value is None:
+        return None
+    change = last.value - first.value
+    return Cell(Figure(value=change), f"{change * column.scale:+.{column.digits}f}")
+
+
+def to_csv(table: Table) -> str:
+    """Every number in full and in the unit of `result.json`; bounds and n in columns of their own."""
+    parts = []
+    for n, column in enumerate(table.columns):
+        given = [cell.figure for row in table.rows if (cell := row.cells[n])]
+        parts += [
+            (n, part, column.key if part == "value" else f"{column.key} {part}")
+            for part in ("value", "low", "high", "n")
+            if part == "value" or any(getattr(figure, part) is not None for figure in given)
+        ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([table.corner, "origin", "source", *(heading for _, _, heading in parts)])
+    for row in table.rows:
+        values = [getattr(cell.figure, part) if (cell := row.cells[n]) else None for n, part, _ in parts]
+        writer.writerow([row.key, "published" if row.published else "measured", row.source, *values])
+    return text.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    """A tabular environment with what the page shows; it needs the package booktabs."""
+    lines = [
+        f"% {_tex(table.title)}; \\usepackage{{booktabs}}",
+        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        "\\toprule",
+        _tex_row([table.corner, *(column.heading for column in table.columns)]),
+        "\\midrule",
+    ]
+    for before, row in zip([None, *table.rows], table.rows, strict=False):
+        if row.published and (before is None or not before.published):
+            if before is not None:
+                lines.append("\\midrule")
+            lines.append(f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\emph{{published}}}} \\\\")
+        shown = [
+            "--" if cell is None else f"{cell.text} [{cell.interval}]" if cell.interval else cell.text
+            for cell in row.cells
+        ]
+        lines.append(_tex_row([row.label, *shown]))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+_TEX = {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    # A row that starts with a bracket would be taken for the option of the line break before it.
+    return "{}" + " & ".join(map(_tex, cells)) + " \\\\"
+
+
+def _tex(text: str) -> str:
+    """Text that LaTeX prints as it is, on one line."""
+    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()) if letter.isprintable())
