@@ -24,34 +24,30 @@ from sdr1.types import GroupTask
 _log = logging.getLogger("sdr1")
 
 
-def local_store(config: Config) -> str:
-    """The sqlite store beside the run directory, shared by the runs there."""
-    return _beside(config.run.directory)
-
-
-def _beside(run: Path) -> str:
+def local_store(run: Path) -> str:
+    """The sqlite store beside a run directory, shared by the runs there."""
     return f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
 
 
-def log_report(run: Path, folder: Path, files: Sequence[Path]) -> bool:
-    """Add files to the artifacts of the MLflow run that trained in `run`, as they lie in `folder`, under `report`.
+def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
+    """Add files made after training in `run` had ended to its MLflow run, under their paths below `root`.
 
-    False if the run has none, or if the server did not take them, which is warned of.
+    False if there is no such run, or if the server did not take them, which is warned of.
     """
     identity = run / "run.json"
     if not identity.is_file():
         return False
-    import mlflow
+    from mlflow import MlflowClient
 
     run_id = json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"]
     try:
-        client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _beside(run))
+        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run))
         for file in files:
-            client.log_artifact(run_id, str(file), str(Path("report", file.relative_to(folder).parent)))
+            parent = file.relative_to(root).parent
+            client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
     except Exception as error:
-        _log.warning(
-            "MLflow did not take the report of %s: %s", run, (str(error) or repr(error)).split("\n")[0]
-        )
+        reason = (str(error) or repr(error)).split("\n")[0][:200]
+        _log.warning("MLflow did not take %s: %s", file, reason)
         return False
     return True
 
@@ -178,7 +174,7 @@ class Tracker:
         self._mlflow, config = mlflow, self._config
         artifacts = None
         if not self._server:
-            mlflow.set_tracking_uri(local_store(config))
+            mlflow.set_tracking_uri(local_store(config.run.directory))
             artifacts = (config.run.directory.parent / "mlartifacts").resolve().as_uri()
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
             mlflow.create_experiment(config.tracking.experiment, artifacts)
@@ -206,21 +202,6 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
-
-
-def attach(config: Config, files: Sequence[Path]) -> None:
-    """Log files made after a run has ended, such as its before/after sheet, as artifacts of its MLflow run."""
-    identity = config.run.directory / "run.json"
-    if not config.tracking.enabled or not identity.is_file():
-        return
-    from mlflow import MlflowClient
-
-    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(config))
-    try:
-        for file in files:
-            client.log_artifact(json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"], str(file))
-    except Exception as error:
-        _log.warning("MLflow: %s: %s was not logged", str(error).split("\n")[0][:200], file)
 
 
 def _grid(images_NHWC: np.ndarray, caption: str) -> Any:

@@ -44,7 +44,7 @@ def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatc
     result = train(config, local=True)
     sheet = tmp_path / "before_after.png"
     sheet.write_bytes(b"picture")
-    attach(config, [sheet])
+    assert attach(config.run.directory, [sheet], tmp_path)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(store)
     (experiment,) = [e for e in client.search_experiments() if e.name == "sdr1"]

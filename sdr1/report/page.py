@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sdr1 import __version__
 from sdr1.config import flatten
 from sdr1.files import write_text
-from sdr1.tracking import log_report
+from sdr1.tracking import attach
 
 from .data import Material, read
 from .sections import Section, sections
@@ -44,7 +44,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
     index = out / "index.html"
     write_text(index, page)
     for run in material.runs:
-        log_report(run.folder, out, [index, *files])
+        attach(run.folder, [index, *files], out.parent)
     return index
 
 

@@ -80,7 +80,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
         config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
         tables.append(judge(folder, seed, images, train(_going_on(config)).model))
-        attach(config, [folder / name for name in ("summary.json", "before_after.png", "curves.png")])
+        attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
         _print_tracking(config)
     if len(seeds) > 1:
         average = mean(tables)
@@ -251,7 +251,7 @@ def _print_table(table: dict[str, Any], title: str) -> None:
 def _print_tracking(config: Config) -> None:
     if config.tracking.enabled:
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        where = server or f"mlflow ui --backend-store-uri {local_store(config)}"
+        where = server or f"mlflow ui --backend-store-uri {local_store(config.run.directory)}"
         print(f"curves and samples in MLflow: {where}")
 
 
