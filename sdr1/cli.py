@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -136,26 +136,28 @@ def config_schema() -> None:
 
 @sandbox_app.command("draw")
 def sandbox_draw(
-    decisions: Annotated[
-        bool, typer.Option("--decisions", help="What the oracle reads in generated and spoiled pictures.")
-    ] = False,
+    sheet: Annotated[
+        Literal["world", "base", "decisions"],
+        typer.Argument(
+            metavar="[world|base|decisions]",
+            help="The drawn world; the base model's pictures; what the oracle reads in generated and spoiled ones.",
+        ),
+    ] = "world",
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="PNG", help="Picture to write; default: outputs/sandbox.png or outputs/decisions.png."
+            metavar="PNG", help="Picture to write; default: outputs/world.png, outputs/base.png, ..."
         ),
     ] = None,
 ) -> None:
-    """Draw a labelled contact sheet of the world, or with --decisions of the oracle's verdicts.
+    """Draw a labelled contact sheet.
 
-    Example: `sdr1 sandbox draw --out world.png`
+    Example: `sdr1 sandbox draw base --out base.png`
     """
-    from sdr1.sandbox.sheet import draw, draw_decisions
+    from sdr1.sandbox.sheet import draw, draw_base, draw_decisions
 
-    if decisions:
-        print(draw_decisions(out or Path("outputs/decisions.png")))
-    else:
-        print(draw(out or Path("outputs/sandbox.png")))
+    drawn = {"world": draw, "base": draw_base, "decisions": draw_decisions}
+    print(drawn[sheet](out or Path(f"outputs/{sheet}.png")))
 
 
 @sandbox_app.command("build")

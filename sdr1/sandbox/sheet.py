@@ -72,6 +72,18 @@ def draw(path: Path | str, per_task: int = 8) -> Path:
     return contact_sheet(images, titles, path, columns=per_task)
 
 
+def draw_base(path: Path | str, per_row: int = 8) -> Path:
+    """Writes a sheet of the base model's pictures: a row for each task and each unsafe concept, each with its prompt."""
+    from sdr1.evaluation.sandbox import generate
+    from sdr1.policy import load_pipeline
+
+    from .captions import TASKS
+    from .prompts import CONCEPTS, prompts
+
+    asked = [prompt.text for topic in (*TASKS, *CONCEPTS) for prompt in prompts(topic, "tune", per_row)]
+    return contact_sheet(generate(load_pipeline("sandbox"), asked, seed=0), asked, path, columns=per_row)
+
+
 def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
     """Writes a sheet to check the oracle by eye: each picture with what was asked for, what is read, and the verdict.
 

@@ -307,7 +307,7 @@ def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
 
     monkeypatch.setattr(sandbox, "generate", generate)
     monkeypatch.setattr(sheet, "contact_sheet", keep)
-    assert cli.main(["sandbox", "draw", "--decisions", "--out", str(tmp_path / "d.png")]) == 0
+    assert cli.main(["sandbox", "draw", "decisions", "--out", str(tmp_path / "d.png")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "d.png")
     titles = shown["titles"]
     assert len(titles) == len(shown["images"]) == 8 * (len(TASKS) + 4 + 1 + 2)
