@@ -62,6 +62,21 @@ def check(config: PolicyConfig) -> None:
         check_unet_file(config.unet, unet)
 
 
+def tokenizer(config: PolicyConfig) -> Any | None:
+    """The pipeline's tokenizer; None for a single-file checkpoint, which holds none."""
+    from transformers import CLIPTokenizer
+
+    path = locate(config)
+    if path is not None and path.is_file():
+        return None
+    folder = (_hub_configs(config) if path is None else path) / "tokenizer"
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0][:160]
+        raise UserError(f"{_where(config)}: tokenizer/ does not load ({reason}); fetch it again") from error
+
+
 def check_unet_file(path: Path, base: dict[str, Any]) -> None:
     """Raise UserError unless `policy.unet` holds, by its header, a UNet of the base's shape."""
     where = f"policy.unet: {str(path)!r}"

@@ -49,6 +49,11 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
     state = _starting_point(config)
     start = state.iteration if state else 0
+    tokenizer = pipeline_files.tokenizer(config.policy)
+    for line in stream.describe() + (
+        prompts.describe_truncated(stream.prompts, tokenizer) if tokenizer else []
+    ):
+        print(line, flush=True)
     begin = time.perf_counter()
     config.run.directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -134,7 +139,7 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     """
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
-    stream = prompts.PromptStream(prompts.read(config.prompts.path), config)
+    stream = prompts.load(config)
     pipeline_files.check(config.policy)
     scorer.check(config.reward)
     return stream
