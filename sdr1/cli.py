@@ -24,7 +24,9 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at a config before it 
 sandbox_app = typer.Typer(
     no_args_is_help=True, help="The small world that needs no download: see it, train it."
 )
+prompts_app = typer.Typer(no_args_is_help=True, help="Make prompts to train on.")
 app.add_typer(config_app, name="config")
+app.add_typer(prompts_app, name="prompts")
 app.add_typer(sandbox_app, name="sandbox")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/sandbox.yaml")]
@@ -132,6 +134,21 @@ def config_schema() -> None:
     from sdr1.config import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@prompts_app.command("compose")
+def prompts_compose(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Prompts, all different.")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other prompts.")] = 0,
+) -> None:
+    """Write safe prompts that ask for objects, colours, counts and positions, to keep a model's abilities in training.
+
+    Example: `sdr1 prompts compose --count 5000 --seed 1 data/compose.jsonl`
+    """
+    from sdr1.compose import write
+
+    print(write(out, count, seed))
 
 
 @sandbox_app.command("draw")

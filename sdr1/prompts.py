@@ -1,90 +1,139 @@
-"""Training prompts: reading and checking a file, and the stream that gives every iteration its groups."""
+"""Training prompts: those that a config asks for, and the stream that gives every iteration its groups."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from sdr1.config import SANDBOX, Config
+from sdr1.config import Config, PromptSource
 from sdr1.errors import UserError
-from sdr1.types import GroupTask, Label, Prompt
+from sdr1.prompt_files import read as read
+from sdr1.rewards.terms import EmbeddingTerm
+from sdr1.types import GroupTask, Prompt
 
 
-def read(path: str) -> list[Prompt]:
-    """Prompts of a .jsonl file ({"text": ..., "label": "safe" | "unsafe"}) or a .txt file (one a line, no labels).
+def sources(config: Config) -> tuple[PromptSource, ...]:
+    """The source of `prompts.path`, or those of `prompts.mix`."""
+    return config.prompts.mix or (config.prompts,)
+
+
+def load(config: Config) -> PromptStream:
+    """Read, label and check everything that the config's prompts name.
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8, or a line of it is wrong.
+        UserError: a file or an option is wrong.
     """
-    if path == SANDBOX:
-        from sdr1.sandbox.prompts import training_prompts
-
-        return [Prompt(prompt.text, prompt.label) for prompt in training_prompts(safe=600, unsafe=200)]
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"prompts.path: {path!r}: no such file; give `sandbox`, or a .jsonl or .txt file")
-    if file.suffix not in (".jsonl", ".txt"):
-        raise UserError(f"prompts.path: {path!r}: unknown kind {file.suffix!r}; use .jsonl or .txt")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"prompts.path: {path!r}: not UTF-8 at byte {error.start}; save it as UTF-8"
-        ) from error
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"prompts.path: {path!r}: the file holds no prompt; write one a line")
-    if file.suffix == ".txt":
-        return [Prompt(line, None) for _, line in numbered]
-    return [_parse(line, f"prompts.path: {path!r} line {number}") for number, line in numbered]
+    scores: Callable[[Sequence[Prompt]], list[Prompt]] | None = None
+    lists = []
+    for source in sources(config):
+        prompts = read(source)
+        if source.label == "score":
+            scores = scores or _by_score(config)
+            prompts = scores(prompts)
+        lists.append(prompts)
+    return PromptStream(lists if config.prompts.mix else lists[0], config)
 
 
-def _parse(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f'{where}: not JSON ({error.msg}); write {{"text": "...", "label": "safe"}}'
-        ) from error
-    text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
-    if not isinstance(text, str) or not text.strip():
-        raise UserError(f'{where}: no "text"; write {{"text": "...", "label": "safe"}}')
-    if label is not None and label not in get_args(Label):
-        raise UserError(f"{where}: label {label!r}: use safe or unsafe")
-    return Prompt(text, label)
+def _by_score(config: Config) -> Callable[[Sequence[Prompt]], list[Prompt]]:
+    """Labels prompts by the sign of their safety score in the main reward's text space."""
+    from sdr1.method.steering import safety_score
+    from sdr1.rewards.embedder import Embedder
+    from sdr1.rewards.steered import safety_direction
+
+    embedder = Embedder(config.reward.model, config.reward.checkpoint, "cpu")
+    direction = safety_direction(config.reward, embedder)
+
+    def label(prompts: Sequence[Prompt]) -> list[Prompt]:
+        made = []
+        for start in range(0, len(prompts), 64):
+            texts = [prompt.text for prompt in prompts[start : start + 64]]
+            scores = safety_score(embedder.texts(texts), direction).tolist()
+            made += [Prompt(text, "unsafe" if score < 0 else "safe") for text, score in zip(texts, scores)]
+        return made
+
+    return label
+
+
+def describe_truncated(prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
+    """One line that names the first of those prompts whose end the text encoder never reads; empty without any."""
+    cut = truncated(prompts, tokenizer)
+    if not cut:
+        return []
+    named = "; ".join(repr(prompt.text[:50] + ("..." if len(prompt.text) > 50 else "")) for prompt in cut[:5])
+    more = f" and {len(cut) - 5:,} more" if len(cut) > 5 else ""
+    return [
+        f"prompts: {len(cut):,} are longer than {tokenizer.model_max_length} tokens and are cut there: {named}{more}"
+    ]
+
+
+def truncated(prompts: Sequence[Prompt], tokenizer: Any) -> list[Prompt]:
+    """Those prompts that are longer than a text encoder reads: what stands behind its last token has no effect."""
+    limit = tokenizer.model_max_length
+    texts = list(dict.fromkeys(prompt.text for prompt in prompts))
+    lengths = dict(zip(texts, map(len, tokenizer(texts, truncation=False, verbose=False).input_ids)))
+    return [prompt for prompt in prompts if lengths[prompt.text] > limit]
 
 
 class PromptStream:
     """Which prompts an iteration trains on: a function of (seed, iteration) alone, so a resume needs no position.
 
     Every epoch is a new shuffle; with `unsafe_share` the safe and the unsafe prompts have epochs of their own.
+    `prompts` are those of one source, or with `prompts.mix` a list for each of its sources.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], config: Config) -> None:
+    def __init__(self, prompts: Sequence[Any], config: Config) -> None:
         self._config = config
-        unlabelled = next((prompt for prompt in prompts if prompt.label is None), None)
+        sources: Sequence[Sequence[Prompt]] = prompts if config.prompts.mix else [prompts]
+        self.prompts = [prompt for source in sources for prompt in source]
+        unlabelled = next((prompt for prompt in self.prompts if prompt.label is None), None)
         if unlabelled is not None and (reason := _needs_labels(config)):
             raise UserError(
-                f"prompts.path: {config.prompts.path!r}: {unlabelled.text!r} has no label, but {reason} needs one; "
-                "use a .jsonl file with labels safe and unsafe"
+                f"prompts.path: {_names(config)}: {unlabelled.text!r} has no label, but {reason} needs one; set "
+                "prompts.label or prompts.label_column, or use a .jsonl file with labels safe and unsafe"
             )
         total, unsafe = config.prompts.per_iteration, config.prompts.unsafe_per_iteration
+        self._pools: list[tuple[list[Prompt], int]] = []
         if unsafe is None:
-            self._pools = [(list(prompts), total)]
-        else:
-            by_label = {label: [p for p in prompts if p.label == label] for label in get_args(Label)}
-            shares = {"unsafe": unsafe, "safe": total - unsafe}
-            for label, count in shares.items():
-                if count and not by_label[label]:
-                    raise UserError(
-                        f"prompts.unsafe_share: {config.prompts.unsafe_share}: asks for {count} {label} prompts an "
-                        f"iteration, {config.prompts.path!r} has none; add some or change the share"
-                    )
-            self._pools = [(by_label[label], count) for label, count in shares.items() if count]
+            self._add_pools(sources, total)
+            return
+        for label, count in (("unsafe", unsafe), ("safe", total - unsafe)):
+            labelled = [[prompt for prompt in source if prompt.label == label] for source in sources]
+            if count and not any(labelled):
+                raise UserError(
+                    f"prompts.unsafe_share: {config.prompts.unsafe_share}: asks for {count} {label} prompts an "
+                    f"iteration, {_names(config)} has none; add some or change the share"
+                )
+            self._add_pools(labelled, count)
+
+    def _add_pools(self, sources: Sequence[Sequence[Prompt]], groups: int) -> None:
+        """Divide groups of an iteration among the sources that have prompts, by their weights."""
+        mix = self._config.prompts.mix
+        weights = [(mix[n].weight if mix else 1.0) if prompts else 0.0 for n, prompts in enumerate(sources)]
+        for n, (prompts, count) in enumerate(zip(sources, _apportion(groups, weights))):
+            if groups and prompts and not count:
+                raise UserError(
+                    f"prompts.mix: {mix[n].path!r}: weight {mix[n].weight:g} is not one of {groups} groups an "
+                    "iteration; raise it, or prompts.per_iteration"
+                )
+            if count:
+                self._pools.append((list(prompts), count))
+
+    def describe(self) -> list[str]:
+        """What is trained on, a line for each pool of prompts with epochs of its own."""
+        lines = []
+        for prompts, count in self._pools:
+            labels = Counter(prompt.label or "unlabelled" for prompt in prompts)
+            held = ", ".join(f"{number:,} {label}" for label, number in sorted(labels.items()))
+            repeated = len(prompts) - len({prompt.text for prompt in prompts})
+            again = f", {repeated:,} of them repeated" if repeated else ""
+            epochs = self._config.iterations * count / len(prompts)
+            lines.append(
+                f"prompts: {held}{again}; {count} groups an iteration, {epochs:.2g} epochs in the whole run"
+            )
+        return lines
 
     def tasks(self, iteration: int, version: int) -> list[GroupTask]:
         """The groups of one iteration, to be made by weights `version`."""
@@ -108,8 +157,24 @@ class PromptStream:
 def _needs_labels(config: Config) -> str | None:
     if config.prompts.unsafe_share is not None:
         return "prompts.unsafe_share"
-    if config.reward.steer == "unsafe":
-        return "reward.steer=unsafe"
+    for name, term in {"reward": config.reward, **config.reward.terms}.items():
+        if isinstance(term, EmbeddingTerm) and term.kind != "plain" and term.steer == "unsafe":
+            return "reward.steer=unsafe" if name == "reward" else f"reward.terms.{name}.steer=unsafe"
     if config.learner.kl_weight > 0 and config.learner.kl_on == "safe":
         return "learner.kl_on=safe"
     return None
+
+
+def _names(config: Config) -> str:
+    return ", ".join(repr(source.path) for source in sources(config))
+
+
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the weights that sum to `total`, by largest remainders."""
+    whole = sum(weights) or 1.0
+    exact = [total * weight / whole for weight in weights]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda n: (counts[n] - exact[n], n))
+    for n in by_remainder[: (total - sum(counts)) if any(weights) else 0]:
+        counts[n] += 1
+    return counts

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sdr1 import pipeline_files
 from sdr1.config import Config, flatten
 from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
-from sdr1.policy import base_folder
 from sdr1.types import GroupTask
 
 _log = logging.getLogger("sdr1")
@@ -128,7 +128,7 @@ class Tracker:
 
         mlflow.diffusers.log_model(
             str(adapter),
-            base_model=base_folder(self._config.policy.model),
+            base_model=str(pipeline_files.locate(self._config.policy) or self._config.policy.model),
             name="lora",
             # Given, not inferred: inference would load the base in another process.
             pip_requirements=["diffusers", "peft", "torch", "transformers"],
