@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from sdr1.config import Config, flatten
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import write_text
+from sdr1.files import sync, write_text
 from sdr1.loop import Executor
 from sdr1.runtime import raise_if_stopped
 from sdr1.types import GroupTask, LearnerState
@@ -68,10 +68,10 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
             "versions": _versions(),
         }
         write_text(draft / FACTS, json.dumps(facts, indent=2) + "\n")
-        _sync(draft / TENSORS)
+        sync(draft / TENSORS)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     write_text(folder.parent / POINTER, json.dumps({"latest": folder.name}) + "\n")
@@ -289,11 +289,3 @@ def _sha256(path: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else (hashlib.sha256(file.read()).hexdigest())
         )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
