@@ -56,7 +56,11 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+        try:
+            safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+        except SafetensorError as error:
+            # So it calls a full disk.
+            raise OSError(str(error)) from error
         facts = {
             "iteration": state.iteration,
             "updates": state.updates,

@@ -28,8 +28,6 @@ from typing import Any
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Workers as polite as whoever started them, not more.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-# A machine that is busy with other things starts a node slowly.
-os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
 
 import psutil
 from ray.cluster_utils import Cluster
