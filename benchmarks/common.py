@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sdr1.files import write_text
 
@@ -19,8 +20,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def report(name: str, over: str, pairs: list[tuple[float, float]]) -> None:
-    """Write `outputs/bench/NAME.json`: the median of numerator / denominator over paired runs."""
+def report(name: str, over: str, pairs: list[tuple[float, float]], **more: Any) -> None:
+    """Write `outputs/bench/NAME.json`: the median of numerator / denominator over paired runs, and further facts."""
     ratio = statistics.median(a / b for a, b in pairs)
     result = {
         "name": name,
@@ -28,6 +29,7 @@ def report(name: str, over: str, pairs: list[tuple[float, float]]) -> None:
         "over": over,
         "runs": pairs,
         "machine": platform.processor() or platform.machine(),
+        **more,
     }
     write_text(Path("outputs/bench") / f"{name}.json", json.dumps(result, indent=2) + "\n")
     print(f"{name}: {ratio:.2f} ({over})")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from sdr1.config import Config, flatten
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import write_text
+from sdr1.files import sync, write_text
 from sdr1.loop import Executor
 from sdr1.runtime import raise_if_stopped
 from sdr1.types import GroupTask, LearnerState
@@ -56,7 +56,11 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+        try:
+            safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+        except SafetensorError as error:
+            # So it calls a full disk.
+            raise OSError(str(error)) from error
         facts = {
             "iteration": state.iteration,
             "updates": state.updates,
@@ -68,10 +72,10 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
             "versions": _versions(),
         }
         write_text(draft / FACTS, json.dumps(facts, indent=2) + "\n")
-        _sync(draft / TENSORS)
+        sync(draft / TENSORS)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     write_text(folder.parent / POINTER, json.dumps({"latest": folder.name}) + "\n")
@@ -299,11 +303,3 @@ def _sha256(path: Path) -> str:
             if hasattr(hashlib, "file_digest")
             else (hashlib.sha256(file.read()).hexdigest())
         )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

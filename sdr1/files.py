@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from sdr1.errors import TrainingError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -15,3 +20,30 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a line that says what is left and what to do.
+
+    Raises:
+        TrainingError: something could not be written because there is no room in `folder`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"run.directory: {folder}: no room on its disk ({error}); what was written before is intact: make room and "
+            f"go on with --resume {folder}"
+        ) from error

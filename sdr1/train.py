@@ -17,7 +17,7 @@ from sdr1 import loop, pipeline_files, prompts
 from sdr1.checkpoint import Checkpointer, differences, folder_of, newest
 from sdr1.config import Config
 from sdr1.errors import Terminated, UserError
-from sdr1.files import write_text
+from sdr1.files import full_disk_explained, write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
 from sdr1.policy import Policy
@@ -43,7 +43,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
 
     Raises:
         UserError: something in the config cannot work here; nothing was written.
-        TrainingError: training had to stop.
+        TrainingError: training had to stop, or the disk is full.
         Terminated: SIGTERM; the newest checkpoint is on disk.
     """
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
@@ -57,6 +57,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     begin = time.perf_counter()
     config.run.directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(full_disk_explained(config.run.directory))
         journal = stack.enter_context(Journal(config))
         tracker = stack.enter_context(_tracker(config, journal))
         progress = stack.enter_context(Progress(config, start))

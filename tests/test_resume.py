@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from sdr1 import checkpoint
 from sdr1.config import validate
@@ -155,17 +157,39 @@ def test_an_unfinished_run_is_not_overwritten(small, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(small, tmp_path, monkeypatch):
-    write = checkpoint.save
+    write = safetensors.numpy.save_file
 
-    def full(run, state, *rest):
-        if state.iteration > 1:
-            raise OSError(28, "No space left on device")
-        return write(run, state, *rest)
+    def full(tensors, path):
+        if "weights/1" not in tensors:
+            path.write_bytes(b"half of it")
+            # What safetensors raises on a full tmpfs: no OSError.
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        write(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save", full)
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
     with pytest.raises(TrainingError, match="No space left"):
         train(small(4), local=True)
     assert checkpoint.newest(tmp_path / "run").state.iteration == 1
+
+
+def test_a_disk_that_is_full_for_the_record_is_explained(small, tmp_path, monkeypatch):
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        if os.path.realpath(f"/proc/self/fd/{handle}").endswith("metrics.jsonl"):
+            calls.append(handle)
+            if len(calls) == 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="no room on its disk .*--resume"):
+        train(small(4), local=True)
+    monkeypatch.undo()
+    assert checkpoint.newest(tmp_path / "run").state.iteration == 2
+    train(resumed(small(4)), local=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
 
 
 def test_learner_state_restores_every_bit(small):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sdr1.policy import load_pipeline
-from sdr1.tracking import attach
+from sdr1.tracking import Tracker, attach
 from sdr1.train import train
 
 
@@ -62,3 +62,32 @@ def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatc
     merged, base = draw(load_pipeline(str(result.model))), draw(load_pipeline("sandbox"))
     assert draw(adapted) == pytest.approx(merged, abs=1e-4)
     assert np.abs(merged - base).max() > 1e-3
+
+
+def test_a_server_that_goes_and_comes_back_gets_every_step_once_and_in_order(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    begin, send, sent = Tracker._begin, Tracker._send, []
+    away = {"begin": 1, "step 1": 1}
+
+    def refuse(what: str) -> None:
+        if away.get(what, 0):
+            away[what] -= 1
+            raise ConnectionError("connection refused")
+
+    def unsteady_begin(self):
+        refuse("begin")
+        return begin(self)
+
+    def unsteady_send(self, row):
+        refuse(f"step {row['iteration']}")
+        send(self, row)
+        sent.append(row["iteration"])
+
+    monkeypatch.setattr(Tracker, "_begin", unsteady_begin)
+    monkeypatch.setattr(Tracker, "_send", unsteady_send)
+    train(small(iterations=3, tracking={"enabled": True}), local=True)
+    assert not any(away.values()), "it was away twice"
+    assert sent == [0, 1, 2]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]

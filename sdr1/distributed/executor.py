@@ -21,13 +21,15 @@ from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
-from sdr1.distributed.fleet import MAX_DEATHS, Fleet, Worker
+from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 
 MAX_REMAKES = 4
 """Times that one group may be lost before the run stops and names it."""
+MAX_LEARNER_DEATHS = 6
+"""Losses of the learner in a row, without one update between them, that stop the run."""
 _log = logging.getLogger("sdr1")
 
 
@@ -225,7 +227,7 @@ class RayExecutor:
             TrainingError: it was lost again and again without one update between.
         """
         self._learner_deaths += deaths
-        if self._learner_deaths > MAX_DEATHS:
+        if self._learner_deaths > MAX_LEARNER_DEATHS:
             raise TrainingError(
                 f"the learner was lost {self._learner_deaths} times in a row without one update; the last: {reason}"
             )

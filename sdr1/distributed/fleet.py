@@ -18,7 +18,7 @@ from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import TrainingError
 
 MAX_DEATHS = 6
-"""Deaths in a row, without one finished call between them, that stop a run."""
+"""Deaths in a row, beyond one for each worker, of workers that finish no call, which stop a run."""
 _LONGEST_BACKOFF, _LOOK_EVERY = 30.0, 2.0
 _log = logging.getLogger("sdr1")
 
@@ -32,6 +32,8 @@ class Worker:
     """None while it waits for resources or starts."""
     version: int = -1
     """Weights it has confirmed."""
+    proven: bool = False
+    """It has finished a call: its death is bad luck, or its task's fault, which the task's own limit covers."""
     leaving: bool = False
     """Its node drains: it may finish its call, and its successor is asked for already."""
 
@@ -59,7 +61,7 @@ class Fleet:
 
     def release(self, worker: Worker) -> None:
         """The worker has finished a call and is free, unless it has to leave."""
-        self._deaths = 0
+        self._deaths, worker.proven = 0, True
         if worker.leaving:
             self._remove(worker)
         elif worker in self._workers:
@@ -69,7 +71,7 @@ class Fleet:
         """Replace a worker that died or stalled, later and later when that goes on.
 
         Raises:
-            TrainingError: workers of this fleet die one after the other without finishing anything.
+            TrainingError: new workers of this fleet die one after the other without finishing anything.
         """
         if worker not in self._workers:
             return
@@ -80,10 +82,10 @@ class Fleet:
             # It waits for resources, or hangs in its start: nobody can tell, and asking again is right for both.
             self._start()
             return
-        self._deaths += 1
+        self._deaths += not worker.proven
         reason = first_line(error)
         _log.warning("one of the %s was lost (%s); it is replaced", self.name, reason)
-        if self._deaths > MAX_DEATHS:
+        if self._deaths > MAX_DEATHS + self.size.max:
             raise TrainingError(
                 f"{self.name}: {self._deaths} died in a row without finishing a call; the last: {reason}"
             )
@@ -112,7 +114,8 @@ class Fleet:
 
         def joined(node: str) -> None:
             worker.node = node
-            self.release(worker)
+            if worker in self._workers:
+                self.idle.append(worker)
             self._on_join()
 
         self._calls.add(worker.actor.node.remote(), joined, partial(self.evict, worker), starting=True)

@@ -1,0 +1,62 @@
+"""Writing and reading a checkpoint of 1.7 GB of random weights, over a plain file write and one memcpy of the bytes."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import report, seconds
+from sdr1 import checkpoint
+from sdr1.checkpoint import folder_of
+from sdr1.config import validate
+from sdr1.files import sync
+from sdr1.types import LearnerState
+
+RUNS, SIZE = 5, 17 * 10**8
+
+
+def peak() -> int:
+    """The most memory that this process ever held, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    folder = Path("outputs/bench/checkpoint-files")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = validate({"run": {"directory": str(folder)}})
+    weights = np.random.default_rng(0).integers(0, 2**63, SIZE // 8).view(np.uint8)
+    state, target = LearnerState(1, 1, {"weights/1": weights}, {}), np.zeros_like(weights)
+
+    def plain() -> None:
+        with open(folder / "plain", "wb") as file:
+            file.write(weights.data)
+        sync(folder / "plain")
+
+    def save() -> None:
+        checkpoint.save(folder, state, config, {})
+
+    copies = [seconds(lambda: np.copyto(target, weights)) for _ in range(RUNS)]
+    before = peak()
+    pairs = [(seconds(save), seconds(plain)) for _ in range(RUNS)]
+    extra = peak() - before
+    reads = [seconds(lambda: checkpoint.load(folder_of(folder) / "000001")) for _ in range(RUNS)]
+    memcpy = float(np.median(copies))
+    report(
+        "checkpoint_1.7GB",
+        "seconds to write a checkpoint over a plain write and fsync of the same bytes",
+        pairs,
+        write_over_memcpy=float(np.median([save for save, _ in pairs])) / memcpy,
+        read_over_memcpy=float(np.median(reads)) / memcpy,
+        memcpy_seconds=memcpy,
+        peak_extra_bytes=extra,
+        copies_in_memory=round(extra / SIZE, 2),
+    )
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
