@@ -51,14 +51,14 @@ class RayExecutor:
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
             "reward",
-            partial(_place, roles.reward, config.reward.device, 0, config),
+            partial(place, roles.reward, config.reward.device, 0, config),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
             "rollout",
-            partial(_place, roles.rollout, config.rollout.device, config.run.threads, config),
+            partial(place, roles.rollout, config.rollout.device, config.run.threads, config),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -157,7 +157,7 @@ class RayExecutor:
 
     def _start_learner(self, state: LearnerState | None) -> None:
         device, threads = self._config.learner.device, self._config.run.threads
-        self._learner = _place(self._roles.learner, device, threads, self._config, state)
+        self._learner = place(self._roles.learner, device, threads, self._config, state)
         self._learner_started = False
 
     def _learned(self, ref: ObjectRef) -> Any:
@@ -287,6 +287,7 @@ class RayExecutor:
             )
 
 
-def _place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
+def place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
+    """Ask Ray for an actor with so many cores, and a GPU if its device is one."""
     gpus = 1 if device.startswith("cuda") else 0
     return ray.remote(role).options(num_cpus=cpus, num_gpus=gpus).remote(*arguments)
