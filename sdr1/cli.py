@@ -98,6 +98,117 @@ def report(
     print(write(sources, out))
 
 
+EvaluationSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings, e.g. prompts=i2p.csv q16.prompts=prompts.p workers=4"
+    ),
+]
+Local = Annotated[bool, typer.Option("--local", help="One process, no Ray.")]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="ADDR", help="Ray cluster to join; without it Ray starts on this machine."),
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Another model's evaluation of the same rows: adds paired tests."),
+]
+
+
+@app.command()
+def evaluate(
+    protocol: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROTOCOL",
+            help="sandbox, i2p, geneval, clip-t, fid, schedulers, steering, mma, sneaky; or suite.",
+        ),
+    ],
+    overrides: EvaluationSettings = None,
+    model: Annotated[
+        str, typer.Option(metavar="M", help="`sandbox`, a diffusers pipeline folder, or a hub id.")
+    ] = "sandbox",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder to write or go on with; default: outputs/evaluation/PROTOCOL."
+        ),
+    ] = None,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="YAML", help="List of {protocol, settings} for `suite`; default: every protocol."
+        ),
+    ] = None,
+    against: Against = None,
+    local: Local = False,
+    ray_address: Address = None,
+) -> None:
+    """Draw a protocol's images with a model, judge them, write figures with their intervals; resumes when killed.
+
+    Example: `sdr1 evaluate sandbox --model outputs/demo/run/model --out outputs/trained images=50`
+    """
+    from sdr1.evaluation import run as runner
+    from sdr1.evaluation.config import from_overrides
+
+    place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
+    folder = out or Path("outputs/evaluation") / protocol
+    if protocol == "suite":
+        runner.suite(_suite(suite), model, folder, values, place)
+    else:
+        _print_figures(runner.evaluate(protocol, model, folder, values, place))
+    print(f"written to {folder}")
+
+
+@app.command()
+def judge(
+    protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help="As of `sdr1 evaluate`.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Images named after their rows.")],
+    overrides: EvaluationSettings = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; default: the images' own.")
+    ] = None,
+    against: Against = None,
+    local: Local = False,
+    ray_address: Address = None,
+) -> None:
+    """Judge images that were made elsewhere, by a protocol's judges.
+
+    Example: `sdr1 judge i2p --images drawn --out outputs/judged prompts=i2p.csv judges=[nudenet]`
+    """
+    from sdr1.evaluation import run as runner
+    from sdr1.evaluation.config import from_overrides
+
+    place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
+    _print_figures(runner.judge(protocol, images, out or images, values, place))
+    print(f"written to {out or images}")
+
+
+def _suite(path: Path | None) -> list:
+    from sdr1.evaluation.run import default_suite
+
+    if path is None:
+        return default_suite()
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"--suite: {str(path)!r}: no such file; give a yaml list of {{protocol, settings}}")
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--suite: {str(path)!r}: cannot be read: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"--suite: {str(path)!r}: not a list of {{protocol, settings}}")
+    return entries
+
+
+def _print_figures(result: dict) -> None:
+    for name, figure in result["figures"].items():
+        bounds = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
+        value = "-" if figure["value"] is None else f"{figure['value']:.4g}"
+        print(f"{name:<44} {value:>8}{bounds}  n={figure['n']}")
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved config as YAML, every field with its meaning; it can be saved and run.

@@ -366,7 +366,7 @@ def validate(values: Any) -> Config:
     try:
         return Config.model_validate(values)
     except pydantic.ValidationError as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -380,7 +380,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def _one_line(error: pydantic.ValidationError) -> str:
+def one_line(error: pydantic.ValidationError, model: type[BaseModel] = Config) -> str:
+    """The first mistake in plain data for `model`, as one line with field, value and fix."""
     first = error.errors()[0]
     # Members of a union appear in `loc` under their type's name.
     hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
@@ -390,16 +391,16 @@ def _one_line(error: pydantic.ValidationError) -> str:
         message = str(first["ctx"]["error"])
         return (message if not field or message.startswith(field) else f"{field}: {message}") + more
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key; `sdr1 config schema` lists the keys, close to it: {_close_keys(field)}{more}"
+        return f"{field}: unknown key; close to it: {_close_keys(field, model)}{more}"
     if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
         return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
     return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
 
 
-def _close_keys(field: str) -> str:
+def _close_keys(field: str, model: type[BaseModel]) -> str:
     import difflib
 
-    keys = [key for key, _ in describe()]
+    keys = [key for key, _ in describe(model)]
     return ", ".join(difflib.get_close_matches(field, keys, n=3, cutoff=0.4)) or "none"
 
 

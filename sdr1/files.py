@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,15 @@ from sdr1.errors import TrainingError
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically; parent folders are made."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -47,3 +53,12 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
             f"run.directory: {folder}: no room on its disk ({error}); what was written before is intact: make room and "
             f"go on with --resume {folder}"
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

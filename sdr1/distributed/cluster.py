@@ -16,6 +16,28 @@ from sdr1.types import LearnerState
 
 
 @contextmanager
+def joined(address: str | None, cores: int) -> Iterator[None]:
+    """A Ray cluster: that at `address` or RAY_ADDRESS, else a local one of at least `cores` that ends with the block.
+
+    Raises:
+        UserError: no cluster answers.
+    """
+    joins = address or os.environ.get("RAY_ADDRESS")
+    # A machine with fewer cores than actors runs them all the same, only slower.
+    own = {} if joins else {"num_cpus": max(cores, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(
+            f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
 def ray_executor(config: Config, address: str | None, state: LearnerState | None) -> Iterator[RayExecutor]:
     """A RayExecutor on the cluster at `address` or RAY_ADDRESS, else on a local one that ends with the run.
 
@@ -24,17 +46,7 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
     """
     size = bounds(config.rollout.workers)
     needed = config.run.threads * (1 + size.min)
-    joins = address or os.environ.get("RAY_ADDRESS")
-    # A machine with fewer cores than actors runs them all the same, only slower.
-    cores = max(config.run.threads * (1 + size.max), os.cpu_count() or 1)
-    own = {} if joins else {"num_cpus": cores, "include_dashboard": False}
-    try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(
-            f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"
-        ) from error
-    try:
+    with joined(address, config.run.threads * (1 + size.max)):
         available = ray.cluster_resources().get("CPU", 0)
         if available < needed:
             # Not an error: an autoscaler may bring them.
@@ -43,5 +55,3 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
                 size.min, needed, available,
             )  # fmt: skip
         yield RayExecutor(config, state)
-    finally:
-        ray.shutdown()

@@ -1,0 +1,175 @@
+"""FID: features of every image by any extractor, and the Frechet distance of two sets of them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sdr1.errors import UserError
+from sdr1.evaluation.config import EvaluationConfig
+from sdr1.evaluation.judges.clip import embedder
+from sdr1.evaluation.rows import Row
+from sdr1.files import file_sha256
+
+_INCEPTION_SIZE = 299
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and unbiased covariance (D, D) of features, float64, of `n` images."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int
+
+    @classmethod
+    def of(cls, features_ND: np.ndarray) -> Statistics:
+        features = np.asarray(features_ND, np.float64)
+        return cls(features.mean(0), np.cov(features, rowvar=False), len(features))
+
+    def save(self, path: Path, extractor: str) -> None:
+        draft = path.with_name(f".{path.name}")
+        with open(draft, "wb") as file:
+            np.savez(file, mean=self.mean, covariance=self.covariance, n=self.n, extractor=extractor)
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, extractor: str) -> Statistics:
+        """Raises UserError when the file is none of `save`'s, or of another extractor."""
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                if str(found["extractor"]) != extractor:
+                    raise UserError(
+                        f"fid.reference: {str(path)!r}: statistics of another feature extractor; give the images"
+                    )
+                return cls(found["mean"], found["covariance"], int(found["n"]))
+        except (OSError, ValueError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"fid.reference: {str(path)!r}: no statistics of sdr1: {error}") from error
+
+
+def frechet_distance(one: Statistics, two: Statistics) -> float:
+    """Frechet distance of two Gaussians (1706.08500): |m1-m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    The trace of the root is the sum of singular values of C1^(1/2) C2^(1/2), which exists for singular covariances too.
+    """
+    roots = [_root(each.covariance) for each in (one, two)]
+    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    difference = one.mean - two.mean
+    distance = difference @ difference + np.trace(one.covariance) + np.trace(two.covariance) - 2 * cross
+    return max(0.0, float(distance))
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+
+class FidJudge:
+    """Leaves the features; the distance needs all of them."""
+
+    def __init__(self, config: EvaluationConfig, device: str) -> None:
+        self.features: Callable[[np.ndarray], np.ndarray]
+        """Of RGB uint8 images (N, H, W, 3), shape (N, D), float32."""
+        path = config.fid.inception
+        if path is not None:
+            self.features, digest = _inception(path, device), file_sha256(path)
+        else:
+            clip, digest = embedder("clip", config.clip.model, config.clip.checkpoint, device)
+            self.features = lambda images: clip.images(images).cpu().numpy()
+        self.provenance = {
+            "judge": "fid",
+            "model": path.name if path else config.clip.model,
+            "sha256": digest,
+            "threshold": None,
+        }
+
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        return [{"features": pack(row)} for row in self.features(images_NHWC)]
+
+
+def pack(features_D: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(features_D, "<f4").tobytes()).decode()
+
+
+def unpack(records: Iterable[dict[str, Any]]) -> np.ndarray:
+    """Features of records, shape (N, D), float32."""
+    return np.stack([np.frombuffer(base64.b64decode(record["features"]), "<f4") for record in records])
+
+
+def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -> Statistics:
+    """Statistics of the reference: `keep` if it was made before, a .npz of an earlier evaluation, or images.
+
+    Raises:
+        UserError: there is none of these.
+    """
+    extractor = str(judge.provenance["sha256"])
+    if keep.is_file():
+        return Statistics.load(keep, extractor)
+    if path is not None and path.suffix == ".npz" and path.is_file():
+        return Statistics.load(path, extractor)
+    if path is None or not path.is_dir():
+        raise UserError(
+            f"fid.reference: {None if path is None else str(path)!r}: FID needs reference images; give a folder of "
+            "them, such as COCO's val2014, or the reference.npz that an earlier evaluation left"
+        )
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    if len(files) < 2:
+        raise UserError(f"fid.reference: {str(path)!r}: holds {len(files)} images; at least 2 are needed")
+    features = [judge.features(images) for images in _same_size(files, batch)]
+    found = Statistics.of(np.concatenate(features))
+    found.save(keep, extractor)
+    return found
+
+
+def _same_size(files: Sequence[Path], batch: int) -> Iterator[np.ndarray]:
+    waiting: list[np.ndarray] = []
+    for file in files:
+        image = np.asarray(Image.open(file).convert("RGB"))
+        if waiting and (len(waiting) == batch or waiting[0].shape != image.shape):
+            yield np.stack(waiting)
+            waiting = []
+        waiting.append(image)
+    yield np.stack(waiting)
+
+
+def _inception(path: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """clean-fid's defaults: PIL's bicubic on float channels to 299 pixels, then (x - 128) / 128 into the network."""
+    if not path.is_file():
+        raise UserError(
+            f"fid.inception: {str(path)!r}: no such file; give inception-2015-12-05.pt of StyleGAN2-ADA's metrics"
+        )
+    try:
+        network = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as error:
+        raise UserError(f"fid.inception: {str(path)!r}: no TorchScript file that loads") from error
+
+    def resized(image: np.ndarray) -> np.ndarray:
+        size = (_INCEPTION_SIZE, _INCEPTION_SIZE)
+        channels = [
+            np.asarray(
+                Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+            )
+            for c in range(3)
+        ]
+        return np.stack(channels).clip(0, 255)
+
+    @torch.no_grad()
+    def features(images_NHWC: np.ndarray) -> np.ndarray:
+        batch = torch.from_numpy(np.stack([resized(image) for image in images_NHWC])).to(device)
+        return network.layers.forward((batch - 128) / 128).reshape(len(batch), -1).float().cpu().numpy()
+
+    return features
+
+
+def build(config: EvaluationConfig, device: str) -> FidJudge:
+    return FidJudge(config, device)

@@ -1,0 +1,77 @@
+"""A diffusers pipeline that draws the rows of an evaluation, and PNG as the form in which images travel and rest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sdr1.errors import UserError
+from sdr1.evaluation.rows import Row
+
+
+class Painter:
+    """Draws batches; every row starts from its own noise."""
+
+    def __init__(self, pipeline: Any, device: str = "cpu") -> None:
+        self.pipeline = pipeline.to(device)
+        self._config = pipeline.scheduler.config
+
+    def draw(self, rows: Sequence[Row]) -> np.ndarray:
+        """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size.
+
+        Raises:
+            UserError: diffusers has no such scheduler.
+        """
+        import diffusers
+
+        row = rows[0]
+        scheduler = getattr(diffusers, row.sampler.scheduler, None)
+        if scheduler is None or not hasattr(scheduler, "from_config"):
+            raise UserError(
+                f"sampler.scheduler: {row.sampler.scheduler!r}: diffusers has no such class; e.g. DDIMScheduler"
+            )
+        # The constructor's own defaults would hide what the pipeline was trained with.
+        self.pipeline.scheduler = scheduler.from_config(self._config)
+        pixels = self.pipeline(
+            [row.prompt for row in rows],
+            num_inference_steps=row.sampler.steps,
+            guidance_scale=row.sampler.guidance_scale,
+            eta=row.sampler.eta,
+            height=row.height,
+            width=row.width,
+            generator=[torch.Generator().manual_seed(row.seed) for row in rows],
+            output_type="np",
+        ).images
+        return (pixels * 255).round().astype(np.uint8)
+
+
+def encode(images_NHWC: np.ndarray) -> list[bytes]:
+    """Every RGB uint8 image as a PNG."""
+    return [_png(image) for image in images_NHWC]
+
+
+def decode(pngs: Sequence[bytes]) -> np.ndarray:
+    """RGB images, shape (N, H, W, 3), uint8, of image files with one size."""
+    return np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pngs])
+
+
+def _png(image_HWC: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "png", compress_level=3)
+    return buffer.getvalue()
+
+
+def model_sha256(pipeline: Any) -> str:
+    """Digest of the parameters of text encoder, UNet and VAE, by name; equal for equal models wherever they lie."""
+    digest = hashlib.sha256()
+    for part in ("text_encoder", "unet", "vae"):
+        for name, tensor in sorted(getattr(pipeline, part).state_dict().items()):
+            digest.update(f"{part}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
