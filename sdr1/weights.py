@@ -53,6 +53,10 @@ class FlatParameters:
         # frombuffer of a read-only mapping would warn, and a live view would pin the published object: copy at once.
         source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
         self._flat.copy_(source.view(self._flat.dtype))
+        return self.checksum()
+
+    def checksum(self) -> int:
+        """Of the bytes in place."""
         return checksum(self._flat.detach().cpu().view(torch.uint8).numpy())
 
 

@@ -109,7 +109,7 @@ def measure(workers: int, rollout: float, learner: float, staleness: int, kind: 
     loop.run(config, stream, executor, [clock])
     for worker in [*executor._rollouts.idle, *executor._rewards.idle]:
         ray.kill(worker.actor)
-    ray.kill(executor._learner)
+    executor._learner.kill()
     return clock.seconds
 
 

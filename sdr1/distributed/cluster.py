@@ -23,10 +23,11 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
         UserError: no cluster answers, or it can never hold the actors asked for.
     """
     size = bounds(config.rollout.workers)
-    needed = config.run.threads * (1 + size.min)
+    ranks = config.learner.ranks
+    needed = config.run.threads * (ranks + size.min)
     joins = address or os.environ.get("RAY_ADDRESS")
     # A machine with fewer cores than actors runs them all the same, only slower.
-    cores = max(config.run.threads * (1 + size.max), os.cpu_count() or 1)
+    cores = max(config.run.threads * (ranks + size.max), os.cpu_count() or 1)
     own = {} if joins else {"num_cpus": cores, "include_dashboard": False}
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
@@ -39,8 +40,8 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
         if available < needed:
             # Not an error: an autoscaler may bring them.
             logging.getLogger("sdr1").warning(
-                "rollout.workers: %d and the learner need %d CPUs, the cluster has %g now; waiting for more nodes",
-                size.min, needed, available,
+                "rollout.workers: %d and learner.ranks: %d need %d CPUs, the cluster has %g now; waiting for more nodes",
+                size.min, ranks, needed, available,
             )  # fmt: skip
         yield RayExecutor(config, state)
     finally:

@@ -20,6 +20,7 @@ from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.distributed.calls import Calls, get, is_lost_object
 from sdr1.distributed.fleet import MAX_DEATHS, Fleet, Worker
+from sdr1.distributed.gang import Gang
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 
@@ -51,14 +52,14 @@ class RayExecutor:
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
             "reward",
-            partial(_place, roles.reward, config.reward.device, 0, config),
+            self._place_one("reward", 0),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
             "rollout",
-            partial(_place, roles.rollout, config.rollout.device, config.run.threads, config),
+            self._place_one("rollout", config.run.threads),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -74,8 +75,13 @@ class RayExecutor:
         self._seconds = [0.0, 0.0]
 
     def publish(self, version: int) -> None:
-        buffer, checksum = self._learner.publish.options(num_returns=2).remote(version)
-        self._versions[version] = buffer, self._learned(checksum)
+        buffer, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
+        found = self._learned([checksum, *[rank.checksum.remote() for rank in self._learner.others]])
+        if len(set(found)) > 1:
+            raise TrainingError(
+                f"learner ranks hold different weights after update {version}: they drifted apart"
+            )
+        self._versions[version] = buffer, found[0]
         for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
             del self._versions[old]
         self._dispatch()
@@ -96,8 +102,8 @@ class RayExecutor:
                 self._wait()
             trajectory, _ = self._made[task]
             try:
-                report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
-                self._reports.append(self._learned(report))
+                reports = self._learner.call("accumulate", task, trajectory, self._scored[task])
+                self._reports.append(self._learned(reports)[0])
                 return
             except ray.exceptions.ObjectLostError as error:
                 # The arguments never reached the learner: nothing of this group was accumulated.
@@ -105,7 +111,7 @@ class RayExecutor:
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         reports, self._reports = self._reports, []
-        update = self._learned(self._learner.step.remote())
+        update = self._learned(self._learner.call("step"))[0]
         self._learner_deaths = 0
         return reports, update
 
@@ -119,10 +125,10 @@ class RayExecutor:
     def weights(self) -> Weights:
         version = max(self._versions)
         buffer, checksum = self._versions[version]
-        return Weights(version, self._learned(buffer), checksum)
+        return Weights(version, self._learned([buffer])[0], checksum)
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
-        ref = self._learner.state.remote(iteration)
+        ref = self._learner.first.state.remote(iteration)
         self._snapshots.append((iteration, ref))
         return partial(get, ref)
 
@@ -130,7 +136,7 @@ class RayExecutor:
         self._learner_deaths += 1
         if self._learner_deaths > MAX_DEATHS:
             raise TrainingError(f"the learner died {self._learner_deaths} times in a row without one update")
-        ray.kill(self._learner)
+        self._learner.kill()
         self._versions, self._reports, self._wanted = {}, [], set()
         self._made, self._scored = {}, {}
         self._queue.clear()
@@ -155,34 +161,46 @@ class RayExecutor:
                     ) from None
                 self._snapshots.pop()
 
+    def _place_one(self, role: str, cpus: int, *arguments: Any) -> Callable[[], Any]:
+        """What starts one actor of a role."""
+        device = getattr(self._config, role).device
+        gpus = self._config.gpu_share if device.startswith("cuda") else 0
+        actor = ray.remote(getattr(self._roles, role)).options(num_cpus=cpus, num_gpus=gpus)
+        return partial(actor.remote, self._config, *arguments)
+
     def _start_learner(self, state: LearnerState | None) -> None:
-        device, threads = self._config.learner.device, self._config.run.threads
-        self._learner = _place(self._roles.learner, device, threads, self._config, state)
+        # One copy for all ranks of a node.
+        shared = None if state is None else ray.put(state)
+        make = self._place_one("learner", self._config.run.threads, shared)
+        self._learner = Gang(make, self._config.learner.ranks)
         self._learner_started = False
 
-    def _learned(self, ref: ObjectRef) -> Any:
-        """Wait for the learner while everything else goes on.
+    def _learned(self, refs: list[ObjectRef]) -> list[Any]:
+        """Wait for what the learner's ranks return while everything else goes on.
 
         Raises:
-            LearnerLost: it died or stalled, or what it returned is gone.
+            LearnerLost: a rank died or stalled, or what it returned is gone.
             ObjectLostError: an argument was gone; the call was not made.
         """
-        ended: list[tuple[Any, Exception | None]] = []
-        self._calls.add(
-            ref,
-            lambda value: ended.append((value, None)),
-            lambda error: ended.append((None, error)),
-            starting=not self._learner_started,
-        )
-        while not ended:
+        values: dict[ObjectRef, Any] = {}
+        errors: list[Exception] = []
+        awaited = refs if self._learner_started else refs + self._learner.joined
+        for ref in awaited:
+            self._calls.add(
+                ref,
+                partial(values.__setitem__, ref),
+                errors.append,
+                starting=not self._learner_started,
+            )
+        while len(values) < len(awaited) and not errors:
             self._wait()
-        value, error = ended[0]
-        if error is None:
+        if not errors:
             self._learner_started = True
-            return value
-        if is_lost_object(error):
-            raise error
-        raise LearnerLost(str(error)) from error
+            return [values[ref] for ref in refs]
+        # Of several ranks one may have got the argument that another could not.
+        if is_lost_object(errors[0]) and len(awaited) == 1:
+            raise errors[0]
+        raise LearnerLost(str(errors[0])) from errors[0]
 
     def _wait(self) -> None:
         self._calls.wait()
@@ -285,8 +303,3 @@ class RayExecutor:
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
                 f"{self._losses[task]} times, perhaps it kills its worker; the last: {str(error).splitlines()[0]}"
             )
-
-
-def _place(role: type, device: str, cpus: int, *arguments: Any) -> Any:
-    gpus = 1 if device.startswith("cuda") else 0
-    return ray.remote(role).options(num_cpus=cpus, num_gpus=gpus).remote(*arguments)
