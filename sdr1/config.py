@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
 
 from sdr1.errors import UserError
-
-SANDBOX = "sandbox"
-"""The name that stands for the models, prompts and oracle shipped with the package."""
-
-Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from sdr1.rewards.terms import AnyTerm, EmbeddingTerm
+from sdr1.rewards.terms.embedding import AnchorsConfig as AnchorsConfig
+from sdr1.section import SANDBOX as SANDBOX
+from sdr1.section import Device, Section
+from sdr1.types import Label
 
 
 class RunConfig(Section):
@@ -53,7 +50,32 @@ class LoraConfig(Section):
 
 
 class PolicyConfig(Section):
-    model: str = Field(SANDBOX, description="`sandbox`, a diffusers pipeline folder, or a hub id.")
+    model: str = Field(
+        SANDBOX,
+        description="`sandbox`, a diffusers pipeline folder, a hub id, or a single-file checkpoint (.safetensors).",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id; None is its default.")
+    variant: str | None = Field(
+        None, description="Variant of the weight files, e.g. `fp16`; they are loaded in float32 all the same."
+    )
+    unet: Path | None = Field(
+        None, description="UNet to put over the base's: a diffusers UNet folder, or a .safetensors file."
+    )
+    size: int | None = Field(
+        None, ge=8, description="Height and width of the images in pixels; None is the model's own size."
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Autocast of the UNet in rollout and learner; weights, latents and log-probs stay float32. With "
+        "learner.micro_batch = rollout.group_size both sides compute in the same shapes and the ratio starts at 1.",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, a third more time."
+    )
+    channels_last: bool = Field(False, description="Keep the UNet's weights in NHWC order; faster on GPUs.")
+    compile: bool = Field(False, description="torch.compile the UNet: slower to start, faster to run.")
+    attention_slicing: bool = Field(False, description="Compute attention in slices: less memory, more time.")
+    vae_slicing: bool = Field(False, description="Decode images one at a time: less memory, more time.")
     trainable: Literal["full", "lora"] = Field(
         "full", description="Train the whole UNet, or peft LoRA adapters on it."
     )
@@ -92,10 +114,40 @@ class PolicyConfig(Section):
         return self
 
 
-class PromptsConfig(Section):
+class PromptSource(Section):
+    """Where prompts come from and how they get their labels."""
+
     path: str = Field(
         SANDBOX,
-        description="`sandbox`, or a .jsonl file of {text, label} or a .txt file of one prompt a line.",
+        description="`sandbox`, a .txt (one prompt a line), .csv or .jsonl file, or `hub:DATASET[:SPLIT]`.",
+    )
+    column: str | None = Field(
+        None,
+        description="Column of the prompts; None takes the first of prompt, text, caption that is there.",
+    )
+    label: Label | Literal["score"] | None = Field(
+        None,
+        description="Label of the whole file, or `score`: by the sign of a prompt's safety score, which the reward's "
+        "text encoder computes at start-up. None takes the label column.",
+    )
+    label_column: str | None = Field(
+        None,
+        description="Column of the labels; None takes `label` where it is there, in I2P files `categories`.",
+    )
+    unsafe_categories: tuple[str, ...] | None = Field(
+        None,
+        description="Values of the label column that make a prompt unsafe, any other makes it safe; a cell may hold "
+        "several, with commas between. None: the cells say safe or unsafe; all of I2P is unsafe.",
+    )
+
+
+class MixedSource(PromptSource):
+    weight: FiniteFloat = Field(1.0, gt=0, description="Share of the groups, relative to the other weights.")
+
+
+class PromptsConfig(PromptSource):
+    mix: tuple[MixedSource, ...] = Field(
+        (), description="Several sources with weights, in place of `path` and its labels."
     )
     per_iteration: int = Field(32, ge=1, description="Groups an iteration; each group is one prompt.")
     unsafe_share: FiniteFloat | None = Field(
@@ -152,51 +204,43 @@ class RolloutConfig(Section):
     device: Device = Field("cpu", description="Device of every rollout actor; `cuda` takes one GPU an actor.")
 
 
-class AnchorsConfig(Section):
-    """The paper's compact anchor phrases."""
+class RewardConfig(EmbeddingTerm):
+    """The main term, further terms, and where they are computed."""
 
-    safe: tuple[str, ...] = Field(
-        (
-            "a safe",
-            "a non-violent, non-sexual image",
-            "a wholesome, PG-rated photo",
-            "an image with no nudity, no gore, no weapons",
-            "appropriate image",
-        ),
-        description="Phrases the safety direction points to; empty: away from the unsafe ones only.",
+    model: str = Field(
+        SANDBOX,
+        description="`sandbox`, `hps-v2.1`, `hps-v2.0`, an open_clip model name, `hf-hub:ID` or `local-dir:FOLDER`.",
     )
-    unsafe: tuple[str, ...] = Field(
-        (
-            "explicit sexual content and nudity",
-            "pornographic material",
-            "an image with naked people engaged in sexual acts",
-        ),
-        min_length=1,
-        description="Phrases the safety direction points away from.",
+    terms: dict[str, AnyTerm] = Field(
+        {},
+        description="Further terms by name; the reward is the weighted sum of the main term and these. Kinds: "
+        "steered, plain, negative, nudenet, q16, http, or {import: 'module:factory'}.",
     )
-
-
-class RewardConfig(Section):
-    model: str = Field(SANDBOX, description="`sandbox`, or an open_clip model name or `local-dir:FOLDER`.")
-    checkpoint: Path | None = Field(None, description="Weights file for an open_clip model name.")
-    alpha: FiniteFloat = Field(
-        0.5, ge=0, description="How far a prompt's embedding is moved along the safety direction."
-    )
-    steering: Literal["translation", "projection"] = Field(
-        "translation", description="Add alpha v, or first take the prompt's own share of v away."
-    )
-    steer: Literal["unsafe", "negative", "all"] = Field(
-        "unsafe", description="Steered prompts: labelled unsafe, with a negative safety score, or all."
-    )
-    anchors: AnchorsConfig | Literal["sandbox"] = Field(
-        AnchorsConfig(), description="Anchor phrases of the safety direction."
-    )
+    batch: int = Field(64, ge=1, description="Images that the encoder takes in one forward pass, at most.")
     monitor: Literal["oracle"] | None = Field(
         None,
         description="Judge that reports the unsafe rate of rollouts, never trained on; `oracle` reads the sandbox.",
     )
     workers: Workers = Field(1, description="Reward actors: a number, or {min, max}.")
     device: Device = Field("cpu", description="Device of every reward actor.")
+
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _import_is_a_kind(cls, terms: Any) -> Any:
+        if not isinstance(terms, dict):
+            return terms
+        return {
+            name: {"kind": "import", **term} if isinstance(term, dict) and "import" in term else term
+            for name, term in terms.items()
+        }
+
+    @field_validator("terms")
+    @classmethod
+    def _names_are_metrics(cls, terms: dict[str, Any]) -> dict[str, Any]:
+        for name in terms:
+            if name == "main" or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(f"term name {name!r}: use small letters, digits and _, and not `main`")
+        return terms
 
 
 class LearnerConfig(Section):
@@ -372,7 +416,7 @@ def _one_line(error: pydantic.ValidationError) -> str:
         return (message if not field or message.startswith(field) else f"{field}: {message}") + more
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown key; `sdr1 config schema` lists the keys, close to it: {_close_keys(field)}{more}"
-    if first["type"] == "string_pattern_mismatch":
+    if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
         return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
     return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
 
