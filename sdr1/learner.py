@@ -167,6 +167,7 @@ class Learner:
             clip_fraction=((ratio_KG - 1).abs() > options.clip_range).float().mean().item(),
             ratio_gap=tuple(gap_K.tolist()),
             seconds=time.perf_counter() - begin,
+            reward_terms=scores.terms,
         )
 
     def step(self) -> UpdateReport:

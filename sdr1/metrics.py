@@ -29,6 +29,8 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         mine = [g for g in groups if g.task.prompt.label == label]
         values[f"reward_{label}"] = _mean(g.reward_mean for g in mine)
         values[f"reward_std_{label}"] = _mean(g.reward_std for g in mine)
+    for name in groups[0].reward_terms:
+        values[f"reward_term/{name}"] = fmean(g.reward_terms[name] for g in groups)
     gaps = zip(*(g.ratio_gap for g in groups[: config.groups_per_update]), strict=True)
     for step, gap in zip(config.policy.window, gaps, strict=True):
         values[f"ratio_gap/step_{step}"] = max(gap)

@@ -7,7 +7,8 @@ Dimensions: G samples of a group, K trained transitions of a sample, C x H x W a
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -78,6 +79,8 @@ class Scores:
     unsafe: np.ndarray | None
     """What the monitor flags, shape (G,), bool; None without a monitor. Never used for training."""
     seconds: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Mean over G of each reward term, neither normalised nor weighted; empty where there is only the main one."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class GroupReport:
     ratio_gap: tuple[float, ...]
     """max over G of |rho - 1| per trained transition, length K."""
     seconds: float
+    reward_terms: Mapping[str, float] = field(default_factory=dict)
+    """As `Scores.terms`."""
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,137 @@
-"""Any open_clip model as an embedder of texts and of uint8 image batches."""
+"""Any open_clip model, HPS v2 among them, as an embedder of texts and of uint8 image batches."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 from torchvision.transforms import v2
 
-from sdr1.config import SANDBOX
+from sdr1 import weight_files
 from sdr1.errors import UserError
+from sdr1.rewards import hps
+from sdr1.section import SANDBOX
+
+_SCHEMES = ("local-dir:", "hf-hub:")
+
+
+class Source(NamedTuple):
+    """What open_clip is asked for."""
+
+    name: str
+    """Architecture, or `local-dir:` or `hf-hub:` with their place."""
+    weights: str | None
+    """Tag or file for an architecture; None where the place holds them."""
+
+
+def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
+    """What `model` and `checkpoint` stand for, checked as far as files here can tell, without loading weights.
+
+    Raises:
+        UserError: a field of the config section `field` is wrong.
+    """
+    import open_clip
+
+    if model == SANDBOX:
+        from sdr1.sandbox import CLIP
+
+        model = f"local-dir:{CLIP}"
+    if model.startswith(_SCHEMES):
+        if checkpoint is not None:
+            raise UserError(
+                f"{field}.checkpoint: {str(checkpoint)!r}: {model} brings its own weights; leave it out"
+            )
+        if model.startswith("local-dir:"):
+            _check_folder(Path(model.removeprefix("local-dir:")), model, field)
+        return Source(model, None)
+    name = hps.ARCHITECTURE if model in hps.MODELS else model
+    if name not in open_clip.list_models():
+        raise UserError(
+            f"{field}.model: {model!r}: no such model; give `sandbox`, hps-v2.1, an open_clip name such as ViT-L-14, "
+            "local-dir:FOLDER or hf-hub:ID"
+        )
+    if checkpoint is None:
+        if model not in hps.MODELS:
+            raise UserError(
+                f"{field}.checkpoint: none given: {model!r} would start with random weights; give a weights file, or "
+                f"one of {', '.join(open_clip.list_pretrained_tags_by_model(model)[:4]) or 'no known tag'}"
+            )
+        checkpoint = hps.fetch(model, field)
+    elif str(checkpoint) in open_clip.list_pretrained_tags_by_model(model):
+        return Source(name, str(checkpoint))
+    found = weight_files.shapes(checkpoint, f"{field}.checkpoint")
+    # Weights in another library's layout are open_clip's to convert, or to refuse.
+    if model in hps.MODELS or any(key.startswith("visual.") for key in found):
+        where = f"{field}.checkpoint: {str(checkpoint)!r}"
+        weight_files.require_fit(found, _expected(name), where, model)
+    return Source(name, str(checkpoint))
+
+
+def _check_folder(folder: Path, model: str, field: str) -> None:
+    config, where = folder / "open_clip_config.json", f"{field}.model: {model!r}"
+    if not config.is_file():
+        raise UserError(f"{where}: no {config.name} there; give a folder that open_clip saved")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: {config.name} is no open_clip config ({error!r})") from error
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{where}: no .safetensors file there; save the weights with safetensors, not as a pickle"
+        )
+    for file in files:
+        weight_files.shapes(file, f"{field}.model")
+
+
+def _expected(name: str) -> weight_files.Shapes:
+    import open_clip
+
+    options = open_clip.get_model_config(name)
+    kind = open_clip.CustomTextCLIP if options.pop("custom_text", False) else open_clip.CLIP
+    with torch.device("meta"):
+        model = kind(**options)
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
 class Embedder:
     """L2-normalised embeddings of an open_clip model; texts are embedded once.
 
+    `batch` images go through one forward pass; `field` is the config section that error lines name.
+
     Raises:
-        UserError: `reward.model` or `reward.checkpoint` does not load.
+        UserError: `model` or `checkpoint` does not load.
     """
 
-    def __init__(self, model: str, checkpoint: Path | None, device: str) -> None:
+    def __init__(
+        self, model: str, checkpoint: Path | None, device: str, *, batch: int = 64, field: str = "reward"
+    ) -> None:
         import open_clip
 
-        if model == SANDBOX:
-            from sdr1.sandbox import CLIP
-
-            model = f"local-dir:{CLIP}"
-        if checkpoint is not None and not checkpoint.is_file():
-            raise UserError(
-                f"reward.checkpoint: {str(checkpoint)!r}: no such file; give a weights file or leave it out"
-            )
+        source = find(model, checkpoint, field)
         try:
-            self._model, _, _ = open_clip.create_model_and_transforms(
-                model, pretrained=None if checkpoint is None else str(checkpoint), device=device
-            )
-            self._tokenizer = open_clip.get_tokenizer(model)
+            self._model = open_clip.create_model(source.name, pretrained=source.weights, device=device)
+            self._tokenizer = open_clip.get_tokenizer(source.name)
         except (RuntimeError, OSError, ValueError) as error:
             reason = str(error).split("\n")[0][:200]
             raise UserError(
-                f"reward.model: {model!r}: {reason}; give `sandbox`, an open_clip name or local-dir:FOLDER"
+                f"{field}.model: {model!r}: {reason}; give `sandbox`, an open_clip name or local-dir:FOLDER"
             ) from error
         self._model.eval().requires_grad_(False)
-        self._device = torch.device(device)
+        self._device, self._batch = torch.device(device), batch
         self._texts: dict[str, torch.Tensor] = {}
-        self._preprocess = _batch_preprocess(open_clip.get_model_preprocess_cfg(self._model))
+        settings = open_clip.get_model_preprocess_cfg(self._model)
+        self._preprocess = (hps.preprocess if model in hps.MODELS else _batch_preprocess)(settings)
+        self._latest: tuple[np.ndarray, torch.Tensor] | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Size of an embedding."""
+        return self.texts([""]).shape[1]
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> torch.Tensor:
@@ -57,12 +144,38 @@ class Embedder:
 
     @torch.no_grad()
     def images(self, images_NHWC: np.ndarray) -> torch.Tensor:
-        """Embeddings of RGB uint8 images (N, H, W, 3), shape (N, D), float32; uint8 until the device."""
+        """Embeddings of RGB uint8 images (N, H, W, 3), shape (N, D), float32; uint8 until the device.
+
+        Terms that share this embedder ask for the same array one after another; it is embedded once.
+        """
+        if self._latest is None or self._latest[0] is not images_NHWC:
+            parts = [
+                self._embed(images_NHWC[n : n + self._batch]) for n in range(0, len(images_NHWC), self._batch)
+            ]
+            self._latest = images_NHWC, torch.cat(parts)
+        return self._latest[1]
+
+    def _embed(self, images_NHWC: np.ndarray) -> torch.Tensor:
         batch = torch.tensor(images_NHWC, device=self._device).permute(0, 3, 1, 2)
         return normalize(self._model.encode_image(self._preprocess(batch)).float(), dim=-1)
 
 
-def _batch_preprocess(settings: dict) -> v2.Compose:
+class Embedders:
+    """The embedders of one worker, each loaded once; terms without a model of their own use the main one."""
+
+    def __init__(self, model: str, checkpoint: Path | None, device: str, batch: int) -> None:
+        self._main, self._device, self._batch = (model, checkpoint), device, batch
+        self._loaded: dict[tuple[str, Path | None], Embedder] = {}
+
+    def get(self, model: str | None, checkpoint: Path | None, field: str) -> Embedder:
+        """Raises UserError, naming the section `field`, when it does not load."""
+        key = self._main if model is None else (model, checkpoint)
+        if key not in self._loaded:
+            self._loaded[key] = Embedder(*key, self._device, batch=self._batch, field=field)
+        return self._loaded[key]
+
+
+def _batch_preprocess(settings: dict[str, Any]) -> v2.Compose:
     """open_clip's own preprocessing of PIL images (resize shortest side, centre crop, normalise), for tensors."""
     size = settings["size"]
     size = [size, size] if isinstance(size, int) else list(size)

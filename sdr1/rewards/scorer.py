@@ -1,4 +1,4 @@
-"""What a reward worker does with a group: its rewards, and what the monitor sees in it."""
+"""What a reward worker does with a group: its rewards, term by term, and what the monitor sees in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from sdr1.config import RewardConfig
-from sdr1.rewards.steered import SteeredReward
+from sdr1.errors import TrainingError
+from sdr1.rewards.embedder import Embedders, find
+from sdr1.rewards.terms.base import Place
 from sdr1.types import Prompt, Scores
 
 Monitor = Callable[[np.ndarray], np.ndarray]
@@ -16,18 +18,56 @@ Monitor = Callable[[np.ndarray], np.ndarray]
 
 
 class Scorer:
-    """Reward and monitor of one worker."""
+    """Reward and monitor of one worker.
+
+    Raises:
+        UserError: a term names something that does not load.
+    """
 
     def __init__(self, config: RewardConfig) -> None:
-        self._reward = SteeredReward(config)
+        embedders = Embedders(config.model, config.checkpoint, config.device, config.batch)
+        self._options = {"main": config, **config.terms}
+        self._terms = {
+            name: options.build(Place(_field(name), config.device, embedders))
+            for name, options in self._options.items()
+        }
         self._monitor = _monitor(config)
 
     def score(self, images_NHWC: np.ndarray, prompt: Prompt) -> Scores:
-        """Score the RGB uint8 images (G, H, W, 3) of one prompt."""
+        """Score the RGB uint8 images (G, H, W, 3) of one prompt.
+
+        Raises:
+            TrainingError: a term does not give one number an image.
+        """
         begin = time.perf_counter()
-        rewards = self._reward(images_NHWC, prompt)
+        rewards = np.zeros(len(images_NHWC), np.float32)
+        means: dict[str, float] = {}
+        for name, term in self._terms.items():
+            values = np.asarray(term(images_NHWC, prompt), np.float32)
+            if values.shape != rewards.shape:
+                raise TrainingError(
+                    f"{_field(name)}: gave shape {values.shape} for {len(images_NHWC)} images; needs one number each"
+                )
+            means[name] = float(values.mean())
+            if self._options[name].normalise:
+                values = (values - values.mean()) / (values.std(ddof=1) + np.float32(1e-8))
+            rewards += np.float32(self._options[name].weight) * values
         unsafe = self._monitor(images_NHWC) if self._monitor else None
-        return Scores(rewards, unsafe, time.perf_counter() - begin)
+        terms = means if len(means) > 1 else {}
+        return Scores(rewards, unsafe, time.perf_counter() - begin, terms)
+
+
+def check(config: RewardConfig) -> None:
+    """Raise UserError for what files can tell to be wrong with the encoders; no weights are loaded."""
+    find(config.model, config.checkpoint)
+    for name, term in config.terms.items():
+        model = getattr(term, "model", None)
+        if model is not None:
+            find(model, getattr(term, "checkpoint", None), _field(name))
+
+
+def _field(name: str) -> str:
+    return "reward" if name == "main" else f"reward.terms.{name}"
 
 
 def _monitor(config: RewardConfig) -> Monitor | None:

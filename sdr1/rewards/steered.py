@@ -1,28 +1,30 @@
-"""The steered reward: agreement of an image with its prompt's embedding, moved along the safety direction."""
+"""Rewards in an embedding space: agreement of an image with its prompt's embedding, moved along the safety direction."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from sdr1.config import AnchorsConfig, RewardConfig
 from sdr1.method import steering
 from sdr1.rewards.embedder import Embedder
+from sdr1.rewards.terms.embedding import AnchorsConfig, EmbeddingTerm
+from sdr1.section import SANDBOX
 from sdr1.types import Prompt
 
 _STEERINGS = {"translation": steering.translate, "projection": steering.project}
 
 
 class SteeredReward:
-    """r = <E(image), steered E(prompt)> for steered prompts, <E(image), E(prompt)> for the others."""
+    """r = <E(image), target of the prompt>; see `EmbeddingTerm.kind` for the targets.
 
-    def __init__(self, config: RewardConfig) -> None:
+    Without an embedder the term's own model is loaded on the CPU.
+    """
+
+    def __init__(self, config: EmbeddingTerm, embedder: Embedder | None = None) -> None:
         self._config = config
-        self._embedder = Embedder(config.model, config.checkpoint, config.device)
-        anchors = _anchors(config)
-        safe = self._embedder.texts(list(anchors.safe)) if anchors.safe else None
-        unsafe = self._embedder.texts(list(anchors.unsafe))
-        self._direction = steering.safety_direction(unsafe[:0] if safe is None else safe, unsafe)
+        self._embedder = embedder or Embedder(config.model or SANDBOX, config.checkpoint, "cpu")
+        if config.kind == "steered" or config.steer == "negative":
+            self._direction = safety_direction(config, self._embedder)
 
     def __call__(self, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
         """Rewards of RGB uint8 images (N, H, W, 3) made for one prompt, shape (N,), float32."""
@@ -32,8 +34,10 @@ class SteeredReward:
     def target(self, prompt: Prompt) -> torch.Tensor:
         """The unit embedding an image of this prompt is compared with, shape (1, D), float32."""
         text_1D = self._embedder.texts([prompt.text])
-        if not self._is_steered(prompt, text_1D):
+        if self._config.kind == "plain" or not self._is_steered(prompt, text_1D):
             return text_1D
+        if self._config.kind == "negative":
+            return -text_1D
         return _STEERINGS[self._config.steering](text_1D, self._direction, self._config.alpha)
 
     def _is_steered(self, prompt: Prompt, text_1D: torch.Tensor) -> bool:
@@ -44,7 +48,15 @@ class SteeredReward:
         return prompt.label == "unsafe"
 
 
-def _anchors(config: RewardConfig) -> AnchorsConfig:
+def safety_direction(config: EmbeddingTerm, embedder: Embedder) -> torch.Tensor:
+    """The unit vector of the config's anchor phrases, shape (D,), float32."""
+    anchors = _anchors(config)
+    safe = embedder.texts(list(anchors.safe)) if anchors.safe else None
+    unsafe = embedder.texts(list(anchors.unsafe))
+    return steering.safety_direction(unsafe[:0] if safe is None else safe, unsafe)
+
+
+def _anchors(config: EmbeddingTerm) -> AnchorsConfig:
     if config.anchors == "sandbox":
         from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
 
