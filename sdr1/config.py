@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,11 @@ class RunConfig(Section):
         gt=0,
         description="The same for a worker's first call, which also waits for resources, imports libraries and reads "
         "models.",
+    )
+    placement: Literal["separate", "shared"] = Field(
+        "separate",
+        description="GPUs of the actors: one each, or `shared`: all actors on `cuda` take equal fractions of one GPU, "
+        "for a machine that has no other.",
     )
     threads: int = Field(
         1, ge=1, description="Torch threads of every process; part of the result's identity on the CPU."
@@ -272,6 +278,12 @@ class LearnerConfig(Section):
     micro_batch: int = Field(
         32, ge=1, description="Transitions (sample x timestep) of one forward and backward pass."
     )
+    ranks: int = Field(
+        1,
+        ge=1,
+        description="Data-parallel learner processes that split samples x timesteps of every group; `cuda` takes one "
+        "GPU a rank. For a fixed number the result is the same bits; another number differs by float rounding.",
+    )
     device: Device = Field("cpu", description="Device of the learner.")
 
 
@@ -325,6 +337,19 @@ class Config(Section):
         """Whether a group with this prompt label carries the KL term."""
         return self.learner.kl_weight > 0 and (self.learner.kl_on == "all" or label == "safe")
 
+    @property
+    def gpu_share(self) -> float:
+        """GPUs that one actor on `cuda` takes, rounded down to what Ray can count."""
+        if self.run.placement == "separate":
+            return 1.0
+        counts = (
+            (self.learner.device, self.learner.ranks),
+            (self.rollout.device, bounds(self.rollout.workers).max),
+            (self.reward.device, bounds(self.reward.workers).max),
+        )
+        actors = sum(count for device, count in counts if device != "cpu")
+        return math.floor(10_000 / max(1, actors)) / 10_000
+
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Config:
         groups, per_update = self.prompts.per_iteration, self.groups_per_update
@@ -333,6 +358,12 @@ class Config(Section):
             raise ValueError(
                 f"learner.groups_per_update: {per_update} does not divide prompts.per_iteration={groups}; "
                 f"use one of {divisors}"
+            )
+        transitions = self.rollout.group_size * len(self.policy.window)
+        if self.learner.ranks > transitions:
+            raise ValueError(
+                f"learner.ranks: {self.learner.ranks} cannot share the {transitions} transitions of a group "
+                f"(rollout.group_size {self.rollout.group_size} x {len(self.policy.window)} noisy steps); use as many or fewer"
             )
         return self
 

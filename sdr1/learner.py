@@ -14,6 +14,7 @@ from sdr1.errors import TrainingError
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
 from sdr1.policy import Policy
+from sdr1.ranks import ALONE, Ranks
 from sdr1.types import (
     GroupReport,
     GroupTask,
@@ -37,10 +38,12 @@ class Learner:
     """Owns the trained weights and the optimizer.
 
     Groups are accumulated in the order of their index, so that float addition gives the same bits in every run.
+    With several ranks each takes every n-th micro-batch of a group; the gradient is summed before the update, so that
+    all of them make the same one.
     """
 
-    def __init__(self, config: Config, policy: Policy | None = None) -> None:
-        self._config = config
+    def __init__(self, config: Config, policy: Policy | None = None, ranks: Ranks = ALONE) -> None:
+        self._config, self.ranks = config, ranks
         self._policy = policy or Policy(config.policy, device=config.learner.device, seed=config.seed)
         options = config.learner
         self._optimizer = torch.optim.AdamW(
@@ -64,6 +67,10 @@ class Learner:
             for old in [v for v in self._published if v < version - self._config.rollout.max_staleness]:
                 del self._published[old]
         return self._published[version]
+
+    def checksum(self) -> int:
+        """Of the trainable parameters as they are now: equal on every rank, or the ranks have drifted apart."""
+        return self._policy.flat.checksum()
 
     def state(self, iteration: int) -> LearnerState:
         """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
@@ -116,6 +123,7 @@ class Learner:
 
         Raises:
             TrainingError: a reward or the loss is not finite, or rho is not 1 before the first update.
+            LearnerLost: another rank is gone.
         """
         begin = time.perf_counter()
         if not np.isfinite(scores.rewards).all():
@@ -126,10 +134,9 @@ class Learner:
         advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
         transitions, samples = trajectory.log_probs.shape
         total = transitions * samples * self._config.groups_per_update
-        log_ratios, losses, divergences = [], [], []
-        for chunk in np.array_split(
-            np.arange(transitions * samples), math.ceil(transitions * samples / options.micro_batch)
-        ):
+        # Every rank fills its own places; the sum over ranks then holds all of them, exactly.
+        log_ratios, losses, divergences = torch.zeros(3, transitions * samples, device=device)
+        for chunk in micro_batches(transitions * samples, options.micro_batch, self.ranks):
             k, g = chunk // samples, chunk % samples
             latents = torch.from_numpy(trajectory.states[k, g]).to(device)
             following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
@@ -141,15 +148,16 @@ class Learner:
             if trajectory.reference_means is not None:
                 kl = gaussian_kl(mean, torch.from_numpy(trajectory.reference_means[k, g]).to(device), sigma)
                 loss = loss + options.kl_weight * kl
-                divergences.append(kl.detach())
+                divergences[chunk] = kl.detach()
             (loss.sum() / total * self._loss_scale(total, latents[0].numel())).backward()
-            losses.append(loss.detach())
-            log_ratios.append(log_probs.detach() - old_log_probs)
-        mean_loss = torch.cat(losses).mean().item()
+            losses[chunk] = loss.detach()
+            log_ratios[chunk] = log_probs.detach() - old_log_probs
+        self.ranks.add([log_ratios, losses, divergences])
+        mean_loss = losses.mean().item()
         if not math.isfinite(mean_loss):
             self._optimizer.zero_grad()
             raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
-        ratio_KG = torch.cat(log_ratios).exp().reshape(transitions, samples)
+        ratio_KG = log_ratios.exp().reshape(transitions, samples)
         gap_K = (ratio_KG - 1).abs().amax(dim=1)
         self._check_ratio(task, gap_K.max().item())
         self.accumulated += 1
@@ -159,7 +167,7 @@ class Learner:
             reward_std=float(scores.rewards.std(ddof=1)),
             unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
             loss=mean_loss,
-            kl=torch.cat(divergences).mean().item() if divergences else None,
+            kl=None if trajectory.reference_means is None else divergences.mean().item(),
             clip_fraction=((ratio_KG - 1).abs() > options.clip_range).float().mean().item(),
             ratio_gap=tuple(gap_K.tolist()),
             seconds=time.perf_counter() - begin,
@@ -171,6 +179,7 @@ class Learner:
 
         Raises:
             TrainingError: the gradient is not finite; weights and optimizer stay as they were.
+            LearnerLost: another rank is gone.
         """
         begin = time.perf_counter()
         assert self.accumulated == self._config.groups_per_update, (
@@ -179,6 +188,7 @@ class Learner:
         rate = self._learning_rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        self.ranks.add([parameter.grad for parameter in self._policy.parameters])
         if self._scale != 1:
             for parameter in self._policy.parameters:
                 if parameter.grad is not None:
@@ -232,6 +242,13 @@ class Learner:
                 f"{tolerance:.0e}): learner and rollout compute different log-probs; check that both use the same "
                 "weights, device and precision"
             )
+
+
+def micro_batches(transitions: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarray]:
+    """This rank's share of 0..transitions-1, in passes of near-equal size of at most `most`."""
+    passes = math.ceil(transitions / (most * ranks.size)) * ranks.size
+    chunks = np.array_split(np.arange(transitions), passes)[ranks.rank :: ranks.size]
+    return [chunk for chunk in chunks if len(chunk)]
 
 
 def _name(task: GroupTask) -> str:

@@ -46,6 +46,11 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         TrainingError: training had to stop, or the disk is full.
         Terminated: SIGTERM; the newest checkpoint is on disk.
     """
+    if local and config.learner.ranks > 1:
+        raise UserError(
+            f"learner.ranks: {config.learner.ranks}: a local run is one process; leave --local out, or set "
+            "learner.ranks=1"
+        )
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
     state = _starting_point(config)
     start = state.iteration if state else 0

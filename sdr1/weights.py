@@ -60,6 +60,10 @@ class FlatParameters:
         source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
         return _copy(self._flat.detach().view(torch.uint8), source)
 
+    def checksum(self) -> int:
+        """Of the bytes in place."""
+        return checksum(self._flat.detach().cpu().view(torch.uint8).numpy())
+
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> int:
     """Copy bytes and return the checksum of what is in `target` afterwards."""

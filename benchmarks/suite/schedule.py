@@ -110,7 +110,7 @@ def measure(workers: int, rollout: int, learner: int, staleness: int, kind: type
     loop.run(config, stream, executor, [clock])
     for worker in [*executor._rollouts.idle, *executor._rewards.idle]:
         ray.kill(worker.actor)
-    ray.kill(executor._learner)
+    executor._learner.kill()
     return clock.seconds
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import ray
 
 from sdr1.config import Config
+from sdr1.ranks import LOOPBACK, Meeting, join, open_meeting
 from sdr1.runtime import prepare_process
 from sdr1.types import GroupReport, GroupTask, LearnerState, Prompt, Scores, Trajectory, UpdateReport
 
@@ -62,16 +63,34 @@ class RewardActor(Actor):
 
 
 class LearnerActor(Actor):
-    """Consumes scored groups in order, produces reports and, after each iteration, weights."""
+    """One rank of the learner: consumes scored groups in order, produces reports and, after each iteration, weights.
+
+    With several ranks `meet` and `join` come first; then every rank gets every call, and blocks in `accumulate` and
+    `step` until its peers have come as far.
+    """
 
     def __init__(self, config: Config, state: LearnerState | None) -> None:
         from sdr1.learner import Learner
 
         prepare_process(config.run.threads)
         self._groups_per_update = config.groups_per_update
+        self._config = config
         self._learner = Learner(config)
+        self._store = None
         if state is not None:
             self._learner.restore(state)
+
+    def meet(self, *nodes: str) -> Meeting:
+        """Rank 0 opens the meeting of the ranks on these nodes."""
+        host = LOOPBACK if len(set(nodes)) == 1 else ray.util.get_node_ip_address()
+        meeting, self._store = open_meeting(host, len(nodes), self._config.run.task_timeout)
+        return meeting
+
+    def join(self, meeting: Meeting, rank: int) -> None:
+        """Wait for the other ranks; from then on this one does its share only."""
+        host = LOOPBACK if meeting.host == LOOPBACK else ray.util.get_node_ip_address()
+        options = self._config.learner.device, self._config.run.task_timeout, self._store
+        self._learner.ranks = join(meeting, rank, host, *options)
 
     def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
         """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
@@ -86,6 +105,10 @@ class LearnerActor(Actor):
         """The flat buffer, returned so that the driver owns it and nodes pull it once, and its checksum."""
         weights = self._learner.weights(version)
         return weights.buffer, weights.checksum
+
+    def checksum(self) -> int:
+        """Of this rank's parameters now."""
+        return self._learner.checksum()
 
     def state(self, iteration: int) -> LearnerState:
         """Everything a new learner needs to go on from here."""

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
+from sdr1.errors import LearnerLost
 from sdr1.runtime import raise_if_stopped
 
 TICK = 1.0
@@ -61,7 +62,8 @@ class Calls:
             call = self._calls.pop(ref)
             try:
                 value = get(ref)
-            except ray.exceptions.RayError as error:
+            except (ray.exceptions.RayError, LearnerLost) as error:
+                # A learner's rank says that it lost its peers; that too may be news of a learner replaced since.
                 call.lost(error)
             else:
                 call.done(value)

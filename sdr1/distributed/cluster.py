@@ -45,13 +45,14 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
         UserError: no cluster answers, or it can never hold the actors asked for.
     """
     size = bounds(config.rollout.workers)
-    needed = config.run.threads * (1 + size.min)
-    with joined(address, config.run.threads * (1 + size.max)):
+    ranks = config.learner.ranks
+    needed = config.run.threads * (ranks + size.min)
+    with joined(address, config.run.threads * (ranks + size.max)):
         available = ray.cluster_resources().get("CPU", 0)
         if available < needed:
             # Not an error: an autoscaler may bring them.
             logging.getLogger("sdr1").warning(
-                "rollout.workers: %d and the learner need %d CPUs, the cluster has %g now; waiting for more nodes",
-                size.min, needed, available,
+                "rollout.workers: %d and learner.ranks: %d need %d CPUs, the cluster has %g now; waiting for more nodes",
+                size.min, ranks, needed, available,
             )  # fmt: skip
         yield RayExecutor(config, state)

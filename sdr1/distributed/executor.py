@@ -22,6 +22,7 @@ from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker
+from sdr1.distributed.gang import Gang
 from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
@@ -52,20 +53,20 @@ class RayExecutor:
         self._calls = Calls(config.run.task_timeout, config.run.start_timeout)
         self._snapshots: deque[ObjectRef] = deque(maxlen=2)
         self._learner_deaths = 0
-        self._place_learner = Placement.on(config.learner.device, config.run.threads, roles.learner, config)
+        self._place_learner = self._placement("learner", config.run.threads)
         self._waiting = Waiting("the learner", self._place_learner)
         self._start_learner(state)
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
             "reward workers",
-            Placement.on(config.reward.device, 0, roles.reward, config),
+            self._placement("reward", 0),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
         )
         self._rollouts = Fleet(
             "rollout workers",
-            Placement.on(config.rollout.device, config.run.threads, roles.rollout, config),
+            self._placement("rollout", config.run.threads),
             bounds(config.rollout.workers),
             self._calls,
             self._dispatch,
@@ -82,8 +83,13 @@ class RayExecutor:
         self._seconds = [0.0, 0.0]
 
     def publish(self, version: int) -> None:
-        buffer, checksum = self._learner.publish.options(num_returns=2).remote(version)
-        self._versions[version] = buffer, self._learned(checksum)
+        buffer, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
+        found = self._learned([checksum, *[rank.checksum.remote() for rank in self._learner.others]])
+        if len(set(found)) > 1:
+            raise TrainingError(
+                f"learner ranks hold different weights after update {version}: they drifted apart"
+            )
+        self._versions[version] = buffer, found[0]
         for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
             del self._versions[old]
         self._dispatch()
@@ -107,8 +113,8 @@ class RayExecutor:
         while task not in self._scored:
             self._wait()
         trajectory, _ = self._made[task]
-        report = self._learner.accumulate.remote(task, trajectory, self._scored[task])
-        self._handed.append((task, self._learner_call(report)))
+        reports = self._learner.call("accumulate", task, trajectory, self._scored[task])
+        self._handed.append((task, self._learner_call(reports)))
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many groups are with the learner.
@@ -117,7 +123,7 @@ class RayExecutor:
         """
         while len(self._handed) > most:
             try:
-                report = self._await(self._handed[0][1])
+                report = self._await(self._handed[0][1])[0]
             except ray.exceptions.ObjectLostError as error:
                 again = [task for task, _ in self._handed]
                 for _, behind in list(self._handed)[1:]:
@@ -134,7 +140,7 @@ class RayExecutor:
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         self._settle(0)
         reports, self._reports = self._reports, []
-        update = self._learned(self._learner.step.remote())
+        update = self._learned(self._learner.call("step"))[0]
         self._learner_deaths = 0
         return reports, update
 
@@ -152,15 +158,15 @@ class RayExecutor:
     def weights(self) -> Weights:
         version = max(self._versions)
         buffer, checksum = self._versions[version]
-        return Weights(version, self._learned(buffer), checksum)
+        return Weights(version, self._learned([buffer])[0], checksum)
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
-        ref = self._learner.state.remote(iteration)
+        ref = self._learner.first.state.remote(iteration)
         self._snapshots.append(ref)
         return partial(get, ref)
 
     def recover(self, reason: str) -> int:
-        ray.kill(self._learner)
+        self._learner.kill()
         self._versions, self._reports, self._wanted = {}, [], set()
         self._made, self._scored = {}, {}
         self._handed.clear()
@@ -182,39 +188,56 @@ class RayExecutor:
         checkpoint = newest(self._config.run.directory)
         return checkpoint.state if checkpoint else None
 
+    def _placement(self, role: str, cpus: int) -> Placement:
+        device = getattr(self._config, role).device
+        gpus = self._config.gpu_share if device.startswith("cuda") else 0
+        return Placement(getattr(self._roles, role), (self._config,), cpus, gpus)
+
     def _start_learner(self, state: LearnerState | None) -> None:
-        self._learner = self._place_learner(state)
+        # One copy for all ranks of a node.
+        shared = None if state is None else ray.put(state)
+        self._learner = Gang(partial(self._place_learner, shared), self._config.learner.ranks)
         self._learner_started = False
 
-    def _learned(self, ref: ObjectRef) -> Any:
-        """What a call of the learner returns."""
-        return self._await(self._learner_call(ref))
+    def _learned(self, refs: list[ObjectRef]) -> list[Any]:
+        """What a call of the learner's ranks returns."""
+        return self._await(self._learner_call(refs))
 
-    def _learner_call(self, ref: ObjectRef) -> list[tuple[Any, Exception | None]]:
-        """A list that gets the call's value, or its error, when it ends."""
-        ended: list[tuple[Any, Exception | None]] = []
-        self._calls.add(
-            ref,
-            lambda value: ended.append((value, None)),
-            lambda error: ended.append((None, error)),
-            starting=not self._learner_started,
-        )
+    def _learner_call(self, refs: list[ObjectRef]) -> list[tuple[list[Any], Exception | None]]:
+        """A list that gets the values of all ranks, or the first error, when the call ends."""
+        ended: list[tuple[list[Any], Exception | None]] = []
+        values: dict[ObjectRef, Any] = {}
+        awaited = refs if self._learner_started else refs + self._learner.joined
+
+        def answered(ref: ObjectRef, value: Any) -> None:
+            values[ref] = value
+            if len(values) == len(awaited):
+                ended.append(([values[ref] for ref in refs], None))
+
+        for ref in awaited:
+            self._calls.add(
+                ref,
+                partial(answered, ref),
+                lambda error: ended.append(([], error)),
+                starting=not self._learner_started,
+            )
         return ended
 
-    def _await(self, ended: list[tuple[Any, Exception | None]]) -> Any:
+    def _await(self, ended: list[tuple[list[Any], Exception | None]]) -> list[Any]:
         """Wait for the learner while everything else goes on.
 
         Raises:
-            LearnerLost: it died or stalled, or what it returned is gone.
+            LearnerLost: a rank died or stalled, or what it returned is gone.
             ObjectLostError: an argument was gone; the call was not made.
         """
         while not ended:
             self._wait()
-        value, error = ended[0]
+        values, error = ended[0]
         if error is None:
             self._learner_started = True
-            return value
-        if is_lost_object(error):
+            return values
+        # Of several ranks one may have got the argument that another could not.
+        if is_lost_object(error) and self._config.learner.ranks == 1:
             raise error
         # A learner that has not started may just wait for resources, which is said meanwhile and is no death.
         waits = isinstance(error, Stalled) and not self._learner_started

@@ -1,0 +1,71 @@
+"""What a module costs, measured without its weights: FLOPs and live bytes of a call on torch's fake tensors."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def count_flops() -> FlopCounterMode:
+    """torch's counter, told of the CPU's attention kernel too, which it does not know by itself."""
+    ops = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            ops._scaled_dot_product_flash_attention_for_cpu: _attention,
+            ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        },
+    )
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make: bytes alive now, and at most so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._watch(leaf.untyped_storage())
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._seen:
+            self._seen.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, storage.nbytes())
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
+
+
+def measure(call: Callable[[], object]) -> tuple[int, int]:
+    """FLOPs of one call, and the most bytes alive at once of what it makes, weights and inputs not counted."""
+    gc.collect()
+    with count_flops() as counter, LiveBytes() as live:
+        call()
+    return counter.get_total_flops(), live.peak
+
+
+def parameter_bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())

@@ -1,0 +1,274 @@
+"""What a run will do, before it starts: counts, FLOPs, bytes moved, memory of each actor, and the bottleneck."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from sdr1 import prompts
+from sdr1.config import Config, bounds
+from sdr1.costs import measure, parameter_bytes
+from sdr1.errors import UserError
+from sdr1.shapes import Shapes, dtype, shapes
+
+FLOPS_PER_SECOND = {"cpu": 5e10, "cuda": 5e13}
+"""Assumed speed of one CPU thread and of one GPU: they only weigh devices against each other."""
+PROCESS_BYTES = {"cpu": 600 * 2**20, "cuda": 500 * 2**20}
+"""Libraries of a process on the CPU; context and kernels on a GPU."""
+
+
+def plan(config: Config) -> dict[str, Any]:
+    """Everything as plain data for JSON; bytes are bytes, FLOPs are multiplications and additions each.
+
+    Raises:
+        UserError: the prompts or the models' configs cannot be read.
+    """
+    made = shapes(config)
+    counts = _counts(config)
+    flops = _flops(config, made, counts["unet_evaluations_per_image"])
+    memory = _memory(config, made, flops)
+    del flops["peaks"]
+    return {
+        **({"assumed": made.assumed} if made.assumed else {}),
+        "prompts": _prompts(config),
+        "iterations": config.iterations,
+        **counts,
+        "flops": flops,
+        "bytes_per_iteration": _bytes(config, made),
+        "memory": memory,
+        "bottleneck": _bottleneck(config, flops),
+    }
+
+
+def _prompts(config: Config) -> dict[str, Any]:
+    try:
+        found = prompts.read(config.prompts.path)
+    except UserError as error:
+        # A preset names a file that its user has yet to bring.
+        return {"count": None, "missing": str(error)}
+    labels = [prompt.label for prompt in found]
+    return {
+        "count": len(found),
+        "safe": labels.count("safe"),
+        "unsafe": labels.count("unsafe"),
+        "unlabelled": labels.count(None),
+        "epochs": config.iterations * config.prompts.per_iteration / len(found),
+    }
+
+
+def _counts(config: Config) -> dict[str, Any]:
+    guided = 1 if config.guidance_scale(config.iterations - 1) == 1 else 2
+    window = len(config.policy.window)
+    updates = config.prompts.per_iteration // config.groups_per_update
+    unsafe = config.prompts.unsafe_per_iteration
+    with_kl = 0.0 if config.learner.kl_weight == 0 else 1.0
+    if with_kl and config.learner.kl_on == "safe" and unsafe is not None:
+        with_kl = 1 - unsafe / config.prompts.per_iteration
+    return {
+        "groups": {
+            "per_iteration": config.prompts.per_iteration,
+            "size": config.rollout.group_size,
+            "images_per_iteration": config.images_per_iteration,
+        },
+        "updates": {
+            "per_iteration": updates,
+            "total": updates * config.iterations,
+            "groups": config.groups_per_update,
+            "transitions": config.groups_per_update * config.rollout.group_size * window,
+        },
+        "unet_evaluations_per_image": {
+            "rollout": config.policy.steps * guided,
+            "reference": window * guided * with_kl,
+            "learner": window * guided,
+        },
+    }
+
+
+def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[str, Any]:
+    """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
+    group, micro = config.rollout.group_size, config.learner.micro_batch
+    guided = 1 if config.policy.guidance_scale == 1 else 2
+    micro = min(micro, group * len(config.policy.window))
+    length = made.text_encoder.config.max_position_embeddings
+    autocast: Any = contextlib.nullcontext
+    if config.policy.precision != "float32":
+        autocast = lambda: torch.autocast("cpu", dtype=dtype(config.policy))  # noqa: E731
+
+    def inputs(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        states = torch.empty(size, length, made.unet.config.cross_attention_dim)
+        return torch.empty(size, *made.latent), torch.zeros(size, dtype=torch.long), states
+
+    def evaluate(size: int) -> torch.Tensor:
+        latents, times, states = inputs(size)
+        with autocast():
+            return made.unet(latents, times, encoder_hidden_states=states).sample.float()
+
+    with made.mode:
+        with torch.no_grad():
+            forward, sampling = measure(lambda: evaluate(group * guided))
+            slices = 1 if config.policy.vae_slicing else group
+            decode, decoding = measure(lambda: made.vae.decode(torch.empty(slices, *made.latent)).sample)
+            text, _ = measure(lambda: made.text_encoder(torch.zeros(1, length, dtype=torch.long)))
+            batch = min(config.reward.batch, group)
+            score, scoring = measure(
+                lambda: made.encoder.encode_image(torch.empty(batch, 3, *made.encoder_size))
+            )
+        # Gradients exist from the second pass on.
+        made.unet.train(config.policy.gradient_checkpointing)
+        evaluate(1).sum().backward()
+        training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
+    forward, training = forward / (group * guided), training / (micro * guided)
+    reference = evaluations["reference"] * forward
+    sampled = evaluations["rollout"] * forward + decode / slices
+    return {
+        "unet_evaluation": forward,
+        "unet_evaluation_with_backward": training,
+        "text_encoding": text,
+        "per_image": {
+            "rollout": sampled + reference,
+            "reward": score / batch,
+            "learner": evaluations["learner"] * training,
+        },
+        "per_iteration": config.images_per_iteration
+        * (sampled + reference + score / batch + evaluations["learner"] * training),
+        "peaks": {"rollout": max(sampling, decoding), "reward": scoring, "learner": learning},
+    }
+
+
+def _bytes(config: Config, made: Shapes) -> dict[str, int]:
+    """Between actors, once an iteration; each node pulls the weights once, here every worker is on its own."""
+    images, window = config.images_per_iteration, len(config.policy.window)
+    channels, height, width = made.latent
+    state = channels * height * width * 4
+    kl = _counts(config)["unet_evaluations_per_image"]["reference"] > 0
+    published = _trainable(made)
+    moved = {
+        "weights_published": published,
+        "weights_pulled": published * bounds(config.rollout.workers).max,
+        "trajectories": images * ((window + 1) * state + window * 4),
+        "reference_means": round(images * state * window * _share_with_kl(config) if kl else 0),
+        "images": images * made.pixels[0] * made.pixels[1] * 3,
+    }
+    return {**moved, "total": sum(moved.values())}
+
+
+def _share_with_kl(config: Config) -> float:
+    evaluations = _counts(config)["unet_evaluations_per_image"]
+    return evaluations["reference"] / evaluations["learner"]
+
+
+def _trainable(made: Shapes) -> int:
+    return sum(p.numel() * p.element_size() for p in made.unet.parameters() if p.requires_grad)
+
+
+def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of one actor of each role at its peak, on its device, by what they are for."""
+    peaks, trainable = flops["peaks"], _trainable(made)
+    pipeline = sum(parameter_bytes(part) for part in (made.unet, made.vae, made.text_encoder))
+    copies = config.policy.trainable == "full" and config.learner.kl_weight > 0
+    parts = {
+        "rollout": {
+            "weights": pipeline,
+            "reference": parameter_bytes(made.unet) if copies else 0,
+            "activations": peaks["rollout"],
+        },
+        "reward": {"weights": parameter_bytes(made.encoder), "activations": peaks["reward"]},
+        # The last pass's peak holds the gradients that it adds to; a published copy takes their place after the step.
+        "learner": {
+            "weights": pipeline,
+            "optimizer": 2 * trainable,
+            "gradients": trainable,
+            "activations": peaks["learner"],
+        },
+    }
+    result = {}
+    for role, sizes in parts.items():
+        device = getattr(config, role).device
+        kind = device.split(":")[0]
+        sizes["process"] = PROCESS_BYTES[kind]
+        result[role] = {
+            "device": device,
+            "actors": _actors(config)[role],
+            **sizes,
+            "total": sum(sizes.values()),
+        }
+    return result
+
+
+def _actors(config: Config) -> dict[str, int]:
+    return {
+        "rollout": bounds(config.rollout.workers).max,
+        "reward": bounds(config.reward.workers).max,
+        "learner": config.learner.ranks,
+    }
+
+
+def _bottleneck(config: Config, flops: dict[str, Any]) -> dict[str, Any]:
+    """The role that the others wait for, and each role's busy share while it sets the pace."""
+    seconds = {}
+    for role, actors in _actors(config).items():
+        device = getattr(config, role).device.split(":")[0]
+        speed = FLOPS_PER_SECOND[device] * (config.run.threads if device == "cpu" else 1)
+        seconds[role] = config.images_per_iteration * flops["per_image"][role] / (speed * actors)
+    slowest = max(seconds, key=lambda role: seconds[role])
+    return {
+        "part": slowest,
+        "busy": {role: each / seconds[slowest] for role, each in seconds.items()},
+        "rollout_workers_to_keep_the_learner_busy": max(
+            1, round(seconds["rollout"] * _actors(config)["rollout"] / seconds["learner"])
+        ),
+    }
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The plan for people."""
+    evaluations, flops, moved = (
+        found["unet_evaluations_per_image"],
+        found["flops"],
+        found["bytes_per_iteration"],
+    )
+    known, groups, updates = found["prompts"], found["groups"], found["updates"]
+    rows = [f"note         {found['assumed']}"] if "assumed" in found else []
+    if known["count"] is None:
+        rows.append(f"prompts      {known['missing']}")
+    else:
+        rows.append(
+            f"prompts      {known['count']:,}: {known['safe']:,} safe, {known['unsafe']:,} unsafe, "
+            f"{known['unlabelled']:,} without label; {known['epochs']:.1f} epochs"
+        )
+    rows += [
+        f"groups       {groups['per_iteration']} x {groups['size']} = {groups['images_per_iteration']:,} images an "
+        f"iteration, {found['iterations']:,} iterations",
+        f"updates      {updates['per_iteration']} an iteration of {updates['groups']} groups, {updates['transitions']:,} "
+        f"transitions; {updates['total']:,} in all",
+        f"UNet         evaluations an image: rollout {evaluations['rollout']}, reference "
+        f"{evaluations['reference']:g}, learner {evaluations['learner']} with backward",
+        "FLOPs        an image: "
+        + ", ".join(f"{r} {n:.3g}" for r, n in flops["per_image"].items())
+        + f"; an iteration {flops['per_iteration']:.3g}",
+        "moved        an iteration: "
+        + ", ".join(f"{k.replace('_', ' ')} {_size(n)}" for k, n in moved.items()),
+    ]
+    for role, sizes in found["memory"].items():
+        parts = ", ".join(
+            f"{k} {_size(n)}" for k, n in sizes.items() if k not in ("device", "actors", "total") and n
+        )
+        rows.append(
+            f"memory       {role} on {sizes['device']}, {sizes['actors']} of {_size(sizes['total'])}: {parts}"
+        )
+    neck = found["bottleneck"]
+    busy = ", ".join(f"{role} {share:.0%}" for role, share in neck["busy"].items())
+    wanted = neck["rollout_workers_to_keep_the_learner_busy"]
+    rows.append(
+        f"bottleneck   {neck['part']} (busy: {busy}); about {wanted} rollout workers keep the learner busy"
+    )
+    return rows
+
+
+def _size(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,148 @@
+"""The modules of a config as fake tensors: their shapes are real, their weights are never read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdr1.config import Config, PolicyConfig
+from sdr1.errors import UserError
+from sdr1.section import SANDBOX
+
+_SD1 = {
+    "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "vae": {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "text_encoder": {
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+    },
+}
+"""Stable Diffusion 1.x, for a hub id whose files cannot be reached."""
+
+
+class Shapes(NamedTuple):
+    """Fake modules of one run and the mode that they live in."""
+
+    mode: FakeTensorMode
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    encoder: Any
+    """The reward's open_clip model."""
+    encoder_size: tuple[int, int]
+    latent: tuple[int, int, int]
+    """Channels, height, width of the latents."""
+    pixels: tuple[int, int]
+    assumed: str | None
+    """What had to be assumed."""
+
+
+def shapes(config: Config) -> Shapes:
+    """Build the modules that `config` names.
+
+    Raises:
+        UserError: `policy.model` or `reward.model` is a path without the configs it should hold.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    parts, assumed = _part_configs(config.policy)
+    clip, size = _encoder_config(config)
+    mode = FakeTensorMode()
+    with mode:
+        unet = UNet2DConditionModel.from_config(parts["unet"])
+        vae = AutoencoderKL.from_config(parts["vae"])
+        text_encoder = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))
+        encoder = clip()
+        for part in (unet, vae, text_encoder, encoder):
+            part.requires_grad_(False).eval()
+        if config.policy.trainable == "lora":
+            from sdr1.policy import _add_lora
+
+            _add_lora(unet, config.policy, 0)
+        else:
+            unet.requires_grad_(True)
+        if config.policy.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = config.policy.size // factor if config.policy.size else unet.config.sample_size
+    latent = (unet.config.in_channels, side, side)
+    return Shapes(
+        mode, unet, vae, text_encoder, encoder, size, latent, (side * factor, side * factor), assumed
+    )
+
+
+def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str | None]:
+    model = policy.model
+    if model == SANDBOX:
+        from sdr1.sandbox import PIPELINE
+
+        model = str(PIPELINE)
+    folder = Path(model)
+    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
+        raise UserError(f"policy.model: {model!r}: no such folder; give a diffusers pipeline or a hub id")
+    try:
+        return {part: _json(folder, model, policy.revision, part) for part in _SD1}, None
+    except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise UserError(
+                f"policy.model: {model!r}: no diffusers pipeline: {str(error).splitlines()[0]}"
+            ) from error
+    return dict(_SD1), f"{model} cannot be read here: the shapes are Stable Diffusion 1.x's"
+
+
+def _json(folder: Path, model: str, revision: str | None, part: str) -> dict[str, Any]:
+    path = folder / part / "config.json"
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError("a single file carries no configs")
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(model, f"{part}/config.json", revision=revision))
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def _encoder_config(config: Config) -> tuple[Any, tuple[int, int]]:
+    import open_clip
+
+    from sdr1.rewards import hps
+
+    model = config.reward.model
+    if model == SANDBOX:
+        from sdr1.sandbox import CLIP
+
+        model = f"local-dir:{CLIP}"
+    if model.startswith("local-dir:"):
+        path = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
+        if not path.is_file():
+            raise UserError(
+                f"reward.model: {model!r}: no {path.name} there; give a folder that open_clip saved"
+            )
+        options = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        name = hps.ARCHITECTURE if model in hps.MODELS else model
+        options = open_clip.get_model_config(name)
+        if options is None:
+            raise UserError(f"reward.model: {model!r}: its shape is not known here; give an open_clip name")
+    options = dict(options)
+    kind = open_clip.CustomTextCLIP if options.pop("custom_text", False) else open_clip.CLIP
+    size = options["vision_cfg"].get("image_size", 224)
+    return lambda: kind(**options), (size, size) if isinstance(size, int) else tuple(size)
+
+
+def dtype(policy: PolicyConfig) -> torch.dtype:
+    """What the UNet computes in."""
+    return getattr(torch, policy.precision)
