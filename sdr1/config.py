@@ -251,8 +251,11 @@ class RewardConfig(EmbeddingTerm):
 
 class LearnerConfig(Section):
     learning_rate: FiniteFloat = Field(1e-5, gt=0, description="AdamW learning rate.")
-    decay: Literal["constant", "linear"] = Field(
-        "constant", description="Keep the learning rate, or let it fall linearly to a tenth over the run."
+    decay_start: FiniteFloat = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the run after which the learning rate falls linearly to a tenth at its end; 1 keeps it.",
     )
     betas: tuple[FiniteFloat, FiniteFloat] = Field((0.9, 0.999), description="AdamW betas.")
     weight_decay: FiniteFloat = Field(1e-4, ge=0, description="AdamW weight decay.")

@@ -227,10 +227,9 @@ class Learner:
 
     def _learning_rate(self) -> float:
         options = self._config.learner
-        if options.decay == "constant":
-            return options.learning_rate
         done = self._updates / (self._config.iterations * self._updates_per_iteration)
-        return options.learning_rate * (1 - 0.9 * done)
+        fallen = max(0.0, done - options.decay_start) / (1 - options.decay_start or 1)
+        return options.learning_rate * (1 - 0.9 * fallen)
 
     def _check_ratio(self, task: GroupTask, gap: float) -> None:
         exact = self._config.policy.precision == "float32"

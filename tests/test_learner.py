@@ -115,11 +115,12 @@ def test_an_update_raises_the_likelihood_of_the_better_image(small):
     assert gain[2] > gain[:2].max()
 
 
-def test_linear_decay_ends_near_a_tenth(small):
+@pytest.mark.parametrize(("start", "kept"), [(0.0, [1, 0.775, 0.55, 0.325]), (0.5, [1, 1, 1, 0.55]), (1.0, [1] * 4)])
+def test_the_learning_rate_falls_linearly_towards_a_tenth(small, start, kept):
     config = small(
         iterations=4,
         prompts={"per_iteration": 1, "unsafe_share": None},
-        learner={"decay": "linear", "kl_weight": 0.0},
+        learner={"decay_start": start, "kl_weight": 0.0},
     )
     learner, policy, _, _ = learner_and_group(config)
     rates = []
@@ -128,4 +129,4 @@ def test_linear_decay_ends_near_a_tenth(small):
         rollout = policy.rollout(task, 3, with_reference=False)
         learner.accumulate(task, rollout.trajectory, scores([0.1, 0.3, 0.2]))
         rates.append(learner.step().learning_rate)
-    assert rates == pytest.approx([1e-3 * (1 - 0.9 * n / 4) for n in range(4)])
+    assert rates == pytest.approx([1e-3 * share for share in kept])

@@ -34,7 +34,7 @@ def resumed(config, **changes):
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, staleness):
     options = {"rollout": {"group_size": 3, "max_staleness": staleness}}
-    learner = {"advantage_scale": "pooled", "decay": "constant"}
+    learner = {"advantage_scale": "pooled"}
     whole = train(
         small(4, run={"directory": str(tmp_path / "whole")}, learner=learner, **options), local=True
     )
