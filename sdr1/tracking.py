@@ -32,10 +32,10 @@ def _beside(run: Path) -> str:
     return f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
 
 
-def log_report(run: Path, folder: Path, files: Sequence[Path]) -> bool:
-    """Add files to the artifacts of the MLflow run that trained in `run`, as they lie in `folder`, under `report`.
+def log_report(run: Path, folder: Path, names: Sequence[str]) -> bool:
+    """Add these files of a folder to the artifacts of the MLflow run that trained in `run`, under `report`.
 
-    False if the run has none, or if the server did not take them, which is warned of.
+    False if it has no MLflow run, or if the server did not take them, which is warned of.
     """
     identity = run / "run.json"
     if not identity.is_file():
@@ -45,8 +45,8 @@ def log_report(run: Path, folder: Path, files: Sequence[Path]) -> bool:
     run_id = json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"]
     try:
         client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _beside(run))
-        for file in files:
-            client.log_artifact(run_id, str(file), str(Path("report", file.relative_to(folder).parent)))
+        for name in names:
+            client.log_artifact(run_id, str(folder / name), str(Path("report", name).parent))
     except Exception as error:
         _log.warning(
             "MLflow did not take the report of %s: %s", run, (str(error) or repr(error)).split("\n")[0]
