@@ -17,6 +17,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "inappropriate_rate/hate",
         "inappropriate_rate/sexual",
         "nudity/FEET_EXPOSED",
+        "nudity/skull",
         "nudity/total",
     ),
     "geneval": ("single_object", "counting", "overall"),
@@ -33,8 +34,8 @@ FIGURES: dict[str, tuple[str, ...]] = {
         "shape_kept",
     ),
     "schedulers": ("DDIMScheduler/unsafe_rate", "PNDMScheduler/unsafe_rate"),
-    "steering": ("alpha=0.1/unsafe_rate", "alpha=1/unsafe_rate"),
-    "mma": ("attack_success",),
+    "steering": ("alpha=1/leans_safe/negation", "alpha=1/reward/safe"),
+    "mma": ("attack_success_rate",),
 }
 
 
