@@ -10,7 +10,7 @@ SEEDS ?= 101 102 103
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation-noise chaos clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation-noise report chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -50,6 +50,15 @@ ablation-noise: setup ## initial noise and noise window measured apart, in outpu
 	  $(MALLOC) $(BIN)/sdr1 sandbox demo --out "outputs/ablation-noise/$$initial-$$window" \
 	    policy.initial_noise=$$initial "policy.noise_window=$$window"; \
 	done; done
+
+DEMO_MODEL := outputs/demo/run/model
+
+report: setup ## base and trained model of the sandbox through the whole suite, and the page: outputs/report/index.html
+	test -d $(DEMO_MODEL) || $(MALLOC) $(BIN)/sdr1 sandbox demo
+	$(MALLOC) $(BIN)/sdr1 evaluate suite --model sandbox --out outputs/evaluation/base
+	$(MALLOC) $(BIN)/sdr1 evaluate suite --model $(DEMO_MODEL) --out outputs/evaluation/trained
+	$(BIN)/sdr1 report base=outputs/evaluation/base trained=outputs/evaluation/trained \
+	  outputs/demo/run $(wildcard outputs/ablation)
 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
 	$(MALLOC) $(BIN)/python -m tests.distributed.chaos

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -69,12 +68,6 @@ class Plot:
         start = self.svg.index("<svg")
         return self.svg[start:].replace(_INK, "currentColor").replace("fill: #ffffff", "fill: none")
 
-    def write(self, folder: Path) -> list[Path]:
-        paths = [folder / f"{self.name}.svg", folder / f"{self.name}.png"]
-        paths[0].write_text(self.svg, encoding="utf-8")
-        paths[1].write_bytes(self.png)
-        return paths
-
 
 class _Draft:
     """What the body of a `_plot` draws into; `plot` is there when it has ended."""
@@ -95,7 +88,7 @@ def _plot(name: str, title: str, xlabel: str = "", ylabel: str = "", height: flo
         if labels:
             canvas.legend(loc="outside lower center", ncols=2 if len(labels) > 1 else 1, fontsize=9)
         svg, png = io.StringIO(), io.BytesIO()
-        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.savefig(svg, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         canvas.savefig(png, format="png", dpi=160)
         draft.plot = Plot(name, title, svg.getvalue(), png.getvalue())
 

@@ -91,7 +91,7 @@ def _picture(folder: Path, shot: Shot, unsafe: bool | None) -> Picture:
     try:
         with Image.open(path, formats=("PNG", "WEBP", "JPEG")) as opened:
             image = opened.convert("RGB")
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return Picture("", hidden, verdict)
     small = max(image.size) <= 128
     image.thumbnail((_SIDE, _SIDE))

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from sdr1 import __version__
 from sdr1.config import flatten
-from sdr1.files import write_text
+from sdr1.files import write_bytes
 from sdr1.tracking import attach
 
 from .data import Material, read
@@ -32,20 +32,19 @@ def write(sources: Sequence[str], out: Path) -> Path:
     """
     material = read(sources)
     parts = sections(material)
-    page = render(material, parts)
-    files = []
+    contents = {"index.html": render(material, parts).encode()}
     for part in parts:
         for table in part.tables:
-            for kind, text in (("csv", to_csv(table)), ("tex", to_latex(table))):
-                files.append(out / "tables" / f"{table.name}.{kind}")
-                write_text(files[-1], text)
+            contents[f"tables/{table.name}.csv"] = to_csv(table).encode()
+            contents[f"tables/{table.name}.tex"] = to_latex(table).encode()
         for plot in part.plots:
-            files += plot.write(out / "figures")
-    index = out / "index.html"
-    write_text(index, page)
+            contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
+            contents[f"figures/{plot.name}.png"] = plot.png
+    for name, content in contents.items():
+        write_bytes(out / name, content)
     for run in material.runs:
-        attach(run.folder, [index, *files], out.parent)
-    return index
+        attach(run.folder, [out / name for name in contents], out.parent)
+    return out / "index.html"
 
 
 def render(material: Material, parts: Sequence[Section]) -> str:

@@ -144,13 +144,21 @@ _MAIN = (
     ("sandbox", percent("utility/overall", "sandbox: utility", "higher")),
 )
 _SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
-           "inappropriate_rate", "attack_success")  # fmt: skip
+           "inappropriate_rate", "attack_success_rate")  # fmt: skip
 
 
 def compare(
     material: Material, name: str, title: str, protocols: tuple[str, ...], columns: Sequence[Column]
 ) -> Table:
-    """A row for every model that has one of the columns' figures, then every published row of that table."""
+    """A row for every model that has one of the columns' figures, then every published row of that table.
+
+    Measured figures of the same family (`nudity/...`) that no published row has get a column at the end.
+    """
+    family = columns[0].key.partition("/")[0]
+    known = {column.key for column in columns}
+    measured = [key for protocol in protocols for each in material.of(protocol) for key in each.figures]
+    more = [key for key in dict.fromkeys(measured) if key.startswith(family) and key not in known]
+    columns = [*columns, *map(column_of, more)]
     rows = []
     for label in dict.fromkeys(each.label for each in material.evaluations):
         mine = [each for protocol in protocols for each in material.of(protocol) if each.label == label]
@@ -200,7 +208,7 @@ def column_of(key: str) -> Column:
     """How a figure is shown whose table has no column of its own for it: a rate unless its name says otherwise."""
     title = key.replace("_", " ").replace("/", ": ")
     last = key.rpartition("/")[2]
-    if last in ("clip_t", "fid") or last.startswith("reward"):
+    if last in ("clip_t", "fid", "reward_safe", "reward_unsafe") or {"reward", "score"} & set(key.split("/")):
         return Column(key, title, digits=3)
     if key.startswith("nudity/") or "/nudity/" in key:
         return count(key, title)

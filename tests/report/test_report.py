@@ -1,0 +1,265 @@
+"""The report shows what the evaluations say, beside what was published, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sdr1.cli import main
+from sdr1.errors import UserError
+from sdr1.report import tables
+from sdr1.report.data import read
+from sdr1.report.grids import grid
+from sdr1.report.page import render, write
+from sdr1.report.sections import sections
+
+from . import material as made
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    made.suite(root / "base", "sandbox", 1)
+    made.suite(root / "trained", made.NASTY, 2, prompt=made.NASTY)
+    made.run(root / "run")
+    made.ablation(root / "ablation")
+    sources = [f"base={root / 'base'}", str(root / "trained"), str(root / "run"), str(root / "ablation")]
+    write(sources, root / "out")
+    return root
+
+
+def _rows(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _figures(folder, protocol):
+    return json.loads((folder / protocol / "result.json").read_text())["figures"]
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, and the rows of text of every table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.rows, self._cell = [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.rows[-1].append(" ".join("".join(self._cell).split()))
+            self._cell = None
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell.append(f" {data} ")
+
+
+@pytest.mark.parametrize(
+    ("table", "protocol"),
+    [("nudenet", "i2p"), ("q16", "i2p"), ("geneval", "geneval"), ("quality", "clip-t"), ("quality", "fid")],
+)
+def test_every_number_of_a_comparison_is_the_result_files(report, table, protocol):
+    rows = {
+        row["model"]: row
+        for row in _rows(report / "out/tables" / f"{table}.csv")
+        if row["origin"] == "measured"
+    }
+    seen = 0
+    for folder, label in (("base", "base"), ("trained", made.NASTY)):
+        for key, figure in _figures(report / folder, protocol).items():
+            if key in rows[label]:
+                seen += 1
+                assert float(rows[label][key]) == figure["value"]
+                if figure["low"] is not None:
+                    assert float(rows[label][f"{key} low"]) == figure["low"]
+                    assert float(rows[label][f"{key} high"]) == figure["high"]
+    family = {"nudenet": "nudity/", "q16": "inappropriate_rate"}.get(table, "")
+    assert seen == 2 * sum(key.startswith(family) for key in made.FIGURES[protocol])
+
+
+@pytest.mark.parametrize("protocol", ["sandbox", "schedulers", "steering"])
+def test_every_figure_of_a_protocol_is_shown_with_its_change(report, protocol):
+    rows = {row["figure"]: row for row in _rows(report / "out/tables" / f"{protocol}.csv")}
+    before, after = _figures(report / "base", protocol), _figures(report / "trained", protocol)
+    assert rows.keys() == before.keys()
+    for key, row in rows.items():
+        assert float(row["base"]) == before[key]["value"]
+        assert float(row[made.NASTY]) == after[key]["value"]
+        change = after[key]["value"] - before[key]["value"]
+        assert float(row[f"{made.NASTY} minus base"]) == pytest.approx(change)
+
+
+def test_the_page_shows_percentages_with_their_intervals(report):
+    page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
+    figure = _figures(report / "base", "sandbox")["unsafe_trained"]
+    (row,) = [row for row in page.rows if row and row[0] == "unsafe trained, %"]
+    assert row[1] == f"{100 * figure['value']:.1f} {100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
+
+
+def test_every_published_row_is_there_with_its_digits_and_its_source(report):
+    published = json.loads((made.Path(tables.__file__).parent / "published.json").read_text())
+    assert {name: len(rows) for name, rows in published.items()} == {
+        "nudenet": 19, "q16": 14, "geneval": 5, "quality": 3, "ablation": 5, "alpha": 7,
+    }  # fmt: skip
+    for name, rows in published.items():
+        shown = [row for row in _rows(report / "out/tables" / f"{name}.csv") if row["origin"] == "published"]
+        latex = (report / "out/tables" / f"{name}.tex").read_text()
+        assert len(shown) == len(rows)
+        for row, source in zip(shown, rows, strict=True):
+            assert row["source"] == source["source"]
+            given = {key: value for key, value in row.items() if value and key in source["figures"]}
+            assert given.keys() == source["figures"].keys()
+            for key, text in source["figures"].items():
+                assert float(row[key]) * (100 if name in ("q16", "geneval") else 1) == pytest.approx(
+                    float(text)
+                )
+                assert re.search(rf"& {re.escape(text)}(?= )", latex)
+    totals = [row for row in published["nudenet"] if len(row["figures"]) == 9]
+    for row in totals:
+        *classes, total = map(int, row["figures"].values())
+        assert sum(classes) == total
+
+
+def test_latex_and_page_show_the_same(report):
+    page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
+    for row in page.rows:
+        if row and row[0] == "unsafe trained, %":
+            shown = [re.sub(r"^(\S+) (.+)$", r"\1 [\2]", cell) for cell in row[1:]]
+    (line,) = [
+        line
+        for line in (report / "out/tables/sandbox.tex").read_text().splitlines()
+        if line.startswith(r"{}unsafe trained, \% &")
+    ]
+    assert line.removesuffix(r" \\").split(" & ")[1:] == shown
+
+
+def test_names_and_prompts_are_text(report):
+    html = (report / "out/index.html").read_text(encoding="utf-8")
+    page = _Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert made.NASTY in {
+        row[0].removesuffix(" oracle, DDIMScheduler, 8 steps, 2.5 guidance, n up to 6")
+        for row in page.rows
+        if row
+    }
+    latex = (report / "out/tables/glance.tex").read_text()
+    row = next(line for line in latex.splitlines() if "script" in line)
+    assert r"\textless{}script\textgreater{}alert(\"" not in row
+    assert (
+        r"\$x\_1\$ 100\% \textbackslash{}input\{a\} \#1 \{\textasciitilde{}\textasciicircum{}\}\textbar{}"
+        in row
+    )
+    assert not re.search(r"(?<!\\)[$%#_]", row)
+
+
+def test_the_page_loads_nothing(report):
+    page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "script", "base")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    style = "".join(re.findall(r"<style.*?</style>", (report / "out/index.html").read_text(), re.S))
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_saved_files_are_those_in_the_page(report):
+    import base64
+
+    page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
+    saved = [attributes for tag, attributes in page.tags if tag == "a" and "download" in attributes]
+    assert len(saved) > 10
+    for link in saved:
+        content = base64.b64decode(link["href"].partition("base64,")[2])
+        assert content == (report / "out/tables" / link["download"]).read_bytes()
+
+
+def test_what_is_unsafe_or_not_judged_is_blurred(report):
+    found = read([f"base={report / 'base/sandbox'}", f"trained={report / 'trained/sandbox'}"])
+    shown = grid(found.evaluations)
+    assert shown.total == len(shown.rows) == 6
+    for index, (_, pictures) in enumerate(shown.rows):
+        assert [picture.hidden for picture in pictures] == [index % 2 == 1 or index == 5] * 2
+    page = _Page(render(found, sections(found)))
+    assert sum(attributes.get("type") == "checkbox" for _, attributes in page.tags) == 6
+
+
+def test_pictures_outside_the_evaluation_stay_there(tmp_path):
+    for name in ("one", "two"):
+        made.evaluation(tmp_path / name, "sandbox", name, 1)
+    made.lines(
+        tmp_path / "two/manifest.jsonl",
+        [{"prompt": "p", "row": 0, "seed": 7, "sampler": "DDIM", "file": "../one/images/0.png"}],
+    )
+    ((_, (mine, other)),) = grid(read([str(tmp_path / "one"), str(tmp_path / "two")]).evaluations).rows
+    assert mine.data
+    assert not other.data
+
+
+def test_a_section_without_data_names_its_command(tmp_path):
+    made.evaluation(tmp_path / "one", "geneval", "m", 1)
+    parts = {part.name: part for part in sections(read([str(tmp_path / "one")]))}
+    assert not parts["geneval"].missing
+    wanted = {
+        "training": "sdr1 train", "nudenet": "sdr1 evaluate i2p", "q16": "sdr1 evaluate i2p",
+        "quality": "sdr1 evaluate clip-t", "sandbox": "sdr1 evaluate sandbox", "ablation": "make ablation",
+        "alpha": "make ablation", "schedulers": "sdr1 evaluate schedulers", "steering": "sdr1 evaluate steering",
+        "pictures": "sdr1 evaluate",
+    }  # fmt: skip
+    for name, command in wanted.items():
+        assert parts[name].missing.startswith(command)
+        assert not parts[name].plots
+        assert not any(table.measured for table in parts[name].tables)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "no result.json"), ("{", "not JSON"), ('{"protocol": "x", "model": "m"}', "figures"),
+     ('{"protocol": "x", "model": "m", "figures": {"a": {"value": NaN}}}', "figures.a.value")],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, capsys, content, says):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    if content:
+        (folder / "result.json").write_text(content)
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_results_of_one_name_are_told_apart(tmp_path):
+    for name in ("one", "two"):
+        made.evaluation(tmp_path / name, "sandbox", "same", 1)
+    with pytest.raises(UserError, match="name one of them"):
+        read([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert len(read([str(tmp_path / "one"), f"other={tmp_path / 'two'}"]).evaluations) == 2
+
+
+def test_the_page_is_an_artifact_of_the_runs_mlflow_run_only(tmp_path, monkeypatch):
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("e", (tmp_path / "artifacts").as_uri())
+    mine, other = (client.create_run(experiment).info.run_id for _ in range(2))
+    made.write(made.run(tmp_path / "run") / "run.json", {"mlflow_run_id": mine})
+    write([str(tmp_path / "run")], tmp_path / "out")
+    assert {file.path for file in client.list_artifacts(mine, "report")} >= {
+        "report/index.html",
+        "report/tables",
+    }
+    assert not client.list_artifacts(other)
