@@ -25,6 +25,8 @@ class Journal:
         self._config = config
         self.path = config.run.directory / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
+        self.ready: dict[str, float] = {}
+        """Metrics that came in beside the iterations; the next row takes them along."""
 
     def __enter__(self) -> Journal:
         if self.path.exists():
@@ -41,7 +43,8 @@ class Journal:
     def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
         if report.iteration < len(self.rows):
             return
-        row = {"iteration": report.iteration, "time": time.time(), **summarize(report, self._config)}
+        row = {"iteration": report.iteration, "time": time.time(), **summarize(report, self._config), **self.ready}
+        self.ready.clear()
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
