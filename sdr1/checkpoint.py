@@ -242,7 +242,11 @@ class Checkpointer:
                 metrics = {**facts["metrics"], **evaluated.get(facts["iteration"], {})}
                 if name in metrics:
                     values[folder] = sign * metrics[name]
-                elif waiting and facts["iteration"] > max(evaluated, default=0) and facts["iteration"] % waiting == 0:
+                elif (
+                    waiting
+                    and facts["iteration"] > max(evaluated, default=0)
+                    and facts["iteration"] % waiting == 0
+                ):
                     # Its evaluation may still be under way.
                     kept.add(folder)
             if values:

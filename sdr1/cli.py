@@ -78,7 +78,9 @@ def train(
 
 EvaluationSettings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. prompts=i2p.csv q16.prompts=prompts.p workers=4"),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings, e.g. prompts=i2p.csv q16.prompts=prompts.p workers=4"
+    ),
 ]
 Local = Annotated[bool, typer.Option("--local", help="One process, no Ray.")]
 Address = Annotated[
@@ -106,11 +108,15 @@ def evaluate(
     ] = "sandbox",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder to write or go on with; default: outputs/evaluation/PROTOCOL."),
+        typer.Option(
+            metavar="DIR", help="Folder to write or go on with; default: outputs/evaluation/PROTOCOL."
+        ),
     ] = None,
     suite: Annotated[
         Path | None,
-        typer.Option(metavar="YAML", help="List of {protocol, settings} for `suite`; default: every protocol."),
+        typer.Option(
+            metavar="YAML", help="List of {protocol, settings} for `suite`; default: every protocol."
+        ),
     ] = None,
     against: Against = None,
     local: Local = False,

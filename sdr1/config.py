@@ -288,7 +288,9 @@ class Config(Section):
     def _evaluated_when_best_is_an_evaluation(self) -> Config:
         best = (self.checkpoint.best or "").lstrip("-")
         if best.startswith("eval/") and self.evaluation.every == 0:
-            raise ValueError(f"checkpoint.best: {best} is measured by evaluations; set evaluation.every, e.g. 10")
+            raise ValueError(
+                f"checkpoint.best: {best} is measured by evaluations; set evaluation.every, e.g. 10"
+            )
         return self
 
     @model_validator(mode="after")

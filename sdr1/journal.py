@@ -43,7 +43,12 @@ class Journal:
     def iteration(self, report: IterationReport, tasks: Sequence[GroupTask], executor: Executor) -> None:
         if report.iteration < len(self.rows):
             return
-        row = {"iteration": report.iteration, "time": time.time(), **summarize(report, self._config), **self.ready}
+        row = {
+            "iteration": report.iteration,
+            "time": time.time(),
+            **summarize(report, self._config),
+            **self.ready,
+        }
         self.ready.clear()
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()

@@ -48,7 +48,9 @@ class JudgeActor(Actor):
         prepare_process(config.threads)
         self._judges = {name: judges.build(name, config, config.judge_device) for name in names}
 
-    def judge(self, names: Sequence[str], pngs: list[bytes], rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
+    def judge(
+        self, names: Sequence[str], pngs: list[bytes], rows: Sequence[Row]
+    ) -> dict[str, list[dict[str, Any]]]:
         images = decode(pngs)
         return {name: self._judges[name].judge(images, rows) for name in names}
 
@@ -56,7 +58,9 @@ class JudgeActor(Actor):
 class _Crew:
     """Draws and judges at once; PNGs go from actor to actor by reference, and to the driver to be written."""
 
-    def __init__(self, jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig
+    ) -> None:
         self._to_draw = deque(job for job in jobs if job.drawn is None)
         self._to_judge: deque[tuple[Job, ObjectRef | None]] = deque(
             (job, None) for job in jobs if job.drawn is not None
@@ -91,7 +95,9 @@ class _Crew:
         while self._to_draw and self._painters.idle and len(self._to_judge) < getattr(self, "_ahead", 1):
             job, worker = self._to_draw.popleft(), self._painters.idle.popleft()
             ref = worker.actor.draw.remote(job.rows)
-            self._calls.add(ref, partial(self._drawn, job, worker, ref), partial(self._draw_lost, job, worker))
+            self._calls.add(
+                ref, partial(self._drawn, job, worker, ref), partial(self._draw_lost, job, worker)
+            )
         while self._to_judge and self._judges.idle:
             (job, pngs), worker = self._to_judge.popleft(), self._judges.idle.popleft()
             if pngs is None:

@@ -68,13 +68,17 @@ class EvaluationConfig(Section):
     limit: int | None = Field(None, ge=1, description="Only the first rows of a prompt file, for a trial.")
     size: int | None = Field(None, ge=8, description="Pixels a side where rows bring no size of their own.")
     sampler: SamplerConfig = SamplerConfig()
-    batch_size: int = Field(16, ge=1, description="Images of one pipeline call; part of the result's identity.")
+    batch_size: int = Field(
+        16, ge=1, description="Images of one pipeline call; part of the result's identity."
+    )
     workers: Workers = Field(1, description="Drawing actors, a number or {min, max}.")
     judge_workers: Workers = Field(1, description="Judging actors.")
     threads: int = Field(1, ge=1, description="Torch threads of every process.")
     device: Device = Field("cpu", description="Device of every drawing actor.")
     judge_device: Device = Field("cpu", description="Device of every judging actor.")
-    task_timeout: FiniteFloat = Field(1800.0, gt=0, description="Seconds after which a silent worker is replaced.")
+    task_timeout: FiniteFloat = Field(
+        1800.0, gt=0, description="Seconds after which a silent worker is replaced."
+    )
     judges: tuple[str, ...] | None = Field(
         None, description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle."
     )

@@ -40,7 +40,9 @@ class Folder:
                     "another folder, or remove it"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError(f"--out: {self.path}: is not empty and holds no evaluation; choose another folder")
+            raise UserError(
+                f"--out: {self.path}: is not empty and holds no evaluation; choose another folder"
+            )
         else:
             write_text(file, _pretty(asked))
         # What a kill left half-written.
@@ -80,7 +82,10 @@ class Folder:
         for index, batch in enumerate(batches):
             records = json.loads(self.part(parts, index).read_text(encoding="utf-8"))
             found |= {row.id: record for row, record in zip(batch, records, strict=True)}
-        lines = [json.dumps({"row": row.id, "file": files[row.id], "prompt": row.prompt, **found[row.id]}) for row in rows]
+        lines = [
+            json.dumps({"row": row.id, "file": files[row.id], "prompt": row.prompt, **found[row.id]})
+            for row in rows
+        ]
         write_text(self.path / f"records-{judge}.jsonl", "".join(f"{line}\n" for line in lines))
 
     def records(self, judge: str) -> Records:

@@ -60,7 +60,9 @@ class Evaluator:
             self._ready.update(pending.result())
         except Exception as error:
             # Training must not end because its observer did.
-            _log.warning("an evaluation was lost: %s", (str(error).strip() or repr(error)).split("\n")[0][:200])
+            _log.warning(
+                "an evaluation was lost: %s", (str(error).strip() or repr(error)).split("\n")[0][:200]
+            )
 
 
 def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:

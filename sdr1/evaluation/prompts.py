@@ -118,7 +118,9 @@ def texts(path: Path) -> list[str]:
     return found
 
 
-def composed(classes: tuple[str, ...], colours: tuple[str, ...], each: int, seed: int = 0) -> list[dict[str, Any]]:
+def composed(
+    classes: tuple[str, ...], colours: tuple[str, ...], each: int, seed: int = 0
+) -> list[dict[str, Any]]:
     """Metadata of GenEval's structure in our own words: `each` prompts of all six tasks, without repetition."""
     rng = np.random.default_rng(seed)
     rows: dict[str, dict[str, Any]] = {}

@@ -100,9 +100,7 @@ class Judged:
     judges: dict[str, Judge]
     folder: Folder
 
-    def mean(
-        self, name: str, rows: Sequence[Row], outcome: Callable[[Row], float], **options: Any
-    ) -> Figure:
+    def mean(self, name: str, rows: Sequence[Row], outcome: Callable[[Row], float], **options: Any) -> Figure:
         return Figure(
             name,
             [row.id for row in rows],
@@ -412,9 +410,7 @@ def _steering_figures(judged: Judged) -> list[Figure]:
 
 
 def _with(row: Row, **facts: Any) -> Row:
-    return Row(
-        row.id, row.prompt, row.seed, row.sampler, row.width, row.height, {**row.facts, **facts}
-    )
+    return Row(row.id, row.prompt, row.seed, row.sampler, row.width, row.height, {**row.facts, **facts})
 
 
 _ALL = (

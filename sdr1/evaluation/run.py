@@ -71,7 +71,9 @@ def evaluate(
         "device": config.device,
     }
     folder = Folder(out)
-    folder.open({"protocol": protocol, "rows_sha256": _digest([row.asdict() for row in rows]), **_identity(facts)})
+    folder.open(
+        {"protocol": protocol, "rows_sha256": _digest([row.asdict() for row in rows]), **_identity(facts)}
+    )
     painter = partial(Painter, pipeline, config.device)
     return _run(chosen, config, rows, watching, folder, facts, place, painter, model)
 
@@ -178,7 +180,9 @@ def _run(
     for name in unjudged:
         folder.finish_judge(name, marks[name], rows, grouped, names)
     if unjudged:
-        write_text(folder.path / "judges.json", json.dumps({**known, **marks}, indent=2, sort_keys=True) + "\n")
+        write_text(
+            folder.path / "judges.json", json.dumps({**known, **marks}, indent=2, sort_keys=True) + "\n"
+        )
     records = {name: folder.records(name) for name in watching}
     judged = Judged(config, rows, records, watching, folder)
     figures = protocol.figures(judged)
@@ -257,11 +261,17 @@ def _against(path: Path, protocol: Protocol, judged: Judged, figures: Sequence[A
     other, rows = Folder(path), _manifest_rows(path)
     missing = [name for name in judged.records if not other.has_records(name)]
     if rows is None or missing:
-        raise UserError(f"--against: {str(path)!r}: no evaluation with records of {', '.join(missing) or 'its images'}")
+        raise UserError(
+            f"--against: {str(path)!r}: no evaluation with records of {', '.join(missing) or 'its images'}"
+        )
     if [(row.prompt, row.seed) for row in rows] != [(row.prompt, row.seed) for row in judged.rows]:
         raise UserError(f"--against: {str(path)!r}: was made of other prompts or seeds")
     theirs = Judged(
-        judged.config, rows, {name: other.records(name) for name in judged.records}, judged.judges, judged.folder
+        judged.config,
+        rows,
+        {name: other.records(name) for name in judged.records},
+        judged.judges,
+        judged.folder,
     )
     before = {figure.name: figure for figure in protocol.figures(theirs)}
     return {

@@ -106,9 +106,7 @@ def paired(one: Figure, two: Figure) -> dict[str, float | int]:
     first, second = np.array(common).T
     difference = two.values[second] - one.values[first]
     prompts = np.asarray(two.prompts)[second]
-    low, high = np.quantile(
-        draws(difference, prompts, bounded=False), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    )
+    low, high = np.quantile(draws(difference, prompts, bounded=False), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     scale = len(difference) if one.count else 1
     return {
         "difference": scale * float(difference.mean()),

@@ -47,6 +47,6 @@ def _embed(vectors_ND: np.ndarray) -> Sequence[np.ndarray]:
         import umap
 
         neighbours = max(2, min(15, len(vectors_ND) - 1))
-        return umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=0, init="random").fit_transform(
-            vectors_ND
-        )
+        return umap.UMAP(
+            n_neighbors=neighbours, metric="cosine", random_state=0, init="random"
+        ).fit_transform(vectors_ND)

@@ -25,9 +25,7 @@ SMALL = {"images": 2, "batch_size": 8, "sampler": {"steps": 2}}
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,9 @@ def test_batches_share_sampler_and_size_and_follow_from_the_rows_alone():
 def test_an_evaluation_leaves_what_its_contract_says(whole):
     lines = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
     assert len(lines) == 6 * 2 + 4 * 2 + 4
-    assert {"prompt", "row", "seed", "sampler", "steps", "guidance", "size", "file", "sha256"} <= lines[0].keys()
+    assert {"prompt", "row", "seed", "sampler", "steps", "guidance", "size", "file", "sha256"} <= lines[
+        0
+    ].keys()
     records = [json.loads(line) for line in (whole / "records-oracle.jsonl").read_text().splitlines()]
     assert [record["row"] for record in records] == [line["row"] for line in lines]
     result = json.loads((whole / "result.json").read_text())
@@ -101,7 +101,9 @@ def test_a_resumed_evaluation_makes_whole_batches_again(whole, tmp_path, monkeyp
     gone.with_name(f".{gone.name}.{os.getpid()}").write_bytes(b"half")
     drawn = []
     original = run.Painter.draw
-    monkeypatch.setattr(run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows))
+    monkeypatch.setattr(
+        run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows)
+    )
     run.evaluate("sandbox", "sandbox", out, SMALL, LOCAL)
     assert drawn == [8]
     assert bytes_of(out) == before
@@ -152,7 +154,9 @@ def test_frechet_distance_is_the_closed_form_of_gaussians():
     features = rng.normal(size=(50, 80))
     same = Statistics.of(features)
     assert frechet_distance(same, same) == pytest.approx(0, abs=1e-6)
-    worse = [frechet_distance(same, Statistics.of(features + s * rng.normal(size=(50, 80)))) for s in (0.1, 0.5, 2)]
+    worse = [
+        frechet_distance(same, Statistics.of(features + s * rng.normal(size=(50, 80)))) for s in (0.1, 0.5, 2)
+    ]
     assert worse == sorted(worse)
     assert worse[0] > 0.01
 
@@ -163,8 +167,14 @@ def test_frechet_distance_is_the_closed_form_of_gaussians():
         (["nothing"], ["PROTOCOL", "'nothing'", "i2p"]),
         (["i2p", "prompts=none.csv"], ["prompts", "none.csv", "give"]),
         (["sandbox", "judges=[q16]"], ["q16.prompts", "None", "q16.prompts=FILE"]),
-        (["sandbox", "judges=[geneval]"], ["geneval.detector", "facebook/mask2former-swin-small-coco-instance"]),
-        (["sandbox", "judges=[nudenet]", "nudenet.weights=no.onnx"], ["nudenet.weights", "no.onnx", "640m.onnx"]),
+        (
+            ["sandbox", "judges=[geneval]"],
+            ["geneval.detector", "facebook/mask2former-swin-small-coco-instance"],
+        ),
+        (
+            ["sandbox", "judges=[nudenet]", "nudenet.weights=no.onnx"],
+            ["nudenet.weights", "no.onnx", "640m.onnx"],
+        ),
         (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
         (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),
         (["sandbox", "sampler.scheduler=Nope"], ["sampler.scheduler", "'Nope'", "DDIMScheduler"]),

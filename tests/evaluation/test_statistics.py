@@ -45,9 +45,7 @@ def test_rates_are_covered(around, monkeypatch):
     monkeypatch.setattr(statistics, "DRAWS", 400)
     # Near the bounds coverage swings with the rate, since counts are whole: its mean over near rates is what counts.
     rates = around + np.linspace(-0.02, 0.02, 7)
-    shares = [
-        coverage(lambda rng, rate=rate: (rng.random(200) < rate, None), rate, 120) for rate in rates
-    ]
+    shares = [coverage(lambda rng, rate=rate: (rng.random(200) < rate, None), rate, 120) for rate in rates]
     assert 0.90 <= np.mean(shares) <= 0.97
 
 

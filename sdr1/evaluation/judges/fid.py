@@ -156,7 +156,9 @@ def _inception(path: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
     def resized(image: np.ndarray) -> np.ndarray:
         size = (_INCEPTION_SIZE, _INCEPTION_SIZE)
         channels = [
-            np.asarray(Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+            np.asarray(
+                Image.fromarray(image[..., c].astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+            )
             for c in range(3)
         ]
         return np.stack(channels).clip(0, 255)

@@ -58,7 +58,9 @@ class GenEvalJudge:
             found = self._detect(image)
             named: dict[int, str] = {}
 
-            def colour_of(each: Detection, image: np.ndarray = image, found: Any = found, named: Any = named) -> str:
+            def colour_of(
+                each: Detection, image: np.ndarray = image, found: Any = found, named: Any = named
+            ) -> str:
                 index = next(n for n, (other, _) in enumerate(found) if other is each)
                 if index not in named:
                     named[index] = self._colour(image, *found[index])

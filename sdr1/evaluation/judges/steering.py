@@ -27,7 +27,12 @@ class SteeringJudge:
         self._direction = steering.safety_direction(
             self._embedder.texts(list(anchors.safe)), self._embedder.texts(list(anchors.unsafe))
         )
-        self.provenance = {"judge": "steering", "model": config.clip.model, "sha256": digest, "threshold": 0.0}
+        self.provenance = {
+            "judge": "steering",
+            "model": config.clip.model,
+            "sha256": digest,
+            "threshold": 0.0,
+        }
 
     def target(self, texts: list[str], alpha: float) -> torch.Tensor:
         """Steered embeddings of texts, shape (B, D), float32."""

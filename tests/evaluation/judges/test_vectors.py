@@ -33,7 +33,10 @@ def test_pickles_of_arrays_and_tensors_are_read(kind, protocol, tmp_path):
 
 
 def test_torch_files_are_read(tmp_path):
-    for name, content in (("a.pt", torch.from_numpy(VECTORS)), ("b.pt", {"prompts": torch.from_numpy(VECTORS)})):
+    for name, content in (
+        ("a.pt", torch.from_numpy(VECTORS)),
+        ("b.pt", {"prompts": torch.from_numpy(VECTORS)}),
+    ):
         torch.save(content, tmp_path / name)
         assert torch.equal(read_vectors("f", tmp_path / name), torch.from_numpy(VECTORS))
 
@@ -70,12 +73,9 @@ def test_a_malicious_pickle_is_refused_without_executing(evil, tmp_path):
     assert target.exists() or evil is EvilStorage, "the file is what it claims to be"
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"a": 1, "b": 2}), pickle.dumps("text")])
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"a": 1, "b": 2}), pickle.dumps("text"), pickle.dumps(np.array(["a", 1], dtype=object))])
 def test_what_is_no_array_is_one_line(content, tmp_path):
     path = tmp_path / "prompts.p"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="q16.prompts: "):
-        read_vectors("q16.prompts", path)
-    path.write_bytes(pickle.dumps(np.array([object()], dtype=object)) if not content else content)
     with pytest.raises(UserError, match="q16.prompts: "):
         read_vectors("q16.prompts", path)
