@@ -26,7 +26,8 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     # A machine with fewer cores than actors runs them all the same, only slower.
     own = {} if joins else {"num_cpus": max(cores, os.cpu_count() or 1), "include_dashboard": False}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
+        # Without "local" Ray would join whatever cluster somebody has started on this machine.
+        ray.init(address=joins or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"

@@ -15,6 +15,9 @@ from sdr1.errors import UserError
 from sdr1.evaluation.rows import Row
 
 
+_OWN: dict[str, dict[str, Any]] = {"PNDMScheduler": {"skip_prk_steps": True}}
+
+
 class Painter:
     """Draws batches; every row starts from its own noise."""
 
@@ -26,7 +29,10 @@ class Painter:
         """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size."""
         row = rows[0]
         # The constructor's own defaults would hide what the pipeline was trained with.
-        self.pipeline.scheduler = scheduler_class(row.sampler.scheduler).from_config(self._config)
+        # Stable Diffusion's PNDM is without Runge-Kutta steps, whatever scheduler the pipeline came with.
+        self.pipeline.scheduler = scheduler_class(row.sampler.scheduler).from_config(
+            self._config, **_OWN.get(row.sampler.scheduler, {})
+        )
         pixels = self.pipeline(
             [row.prompt for row in rows],
             num_inference_steps=row.sampler.steps,
