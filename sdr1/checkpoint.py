@@ -186,6 +186,7 @@ _HARMLESS = (
     "policy.gradient_checkpointing",
     "reward.monitor",
     "checkpoint.",
+    "evaluation.",
     "tracking.",
     "run.task_timeout",
     "run.start_timeout",
@@ -270,15 +271,34 @@ class Checkpointer:
         if self._config.checkpoint.best is not None:
             name = self._config.checkpoint.best
             sign = -1 if name.startswith("-") else 1
+            name = name.lstrip("-")
+            evaluated = _evaluations(self._config.run.directory)
+            waiting = self._config.evaluation.every if name.startswith("eval/") else 0
             values = {}
             for folder in folders:
                 facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-                if name.lstrip("-") in facts["metrics"]:
-                    values[folder] = sign * facts["metrics"][name.lstrip("-")]
+                metrics = {**facts["metrics"], **evaluated.get(facts["iteration"], {})}
+                if name in metrics:
+                    values[folder] = sign * metrics[name]
+                elif (
+                    waiting
+                    and facts["iteration"] > max(evaluated, default=0)
+                    and facts["iteration"] % waiting == 0
+                ):
+                    # Its evaluation may still be under way.
+                    kept.add(folder)
             if values:
                 kept.add(max(values, key=lambda folder: values[folder]))
         for folder in set(folders) - kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _evaluations(run: Path) -> dict[int, dict[str, float]]:
+    """The journal's evaluations by the iteration of their weights."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if '"eval/iteration"' in line and line.endswith("}")]
+    return {int(row["eval/iteration"]): row for row in rows}
 
 
 def _tracker_run(run: Path) -> str | None:

@@ -290,6 +290,13 @@ class LearnerConfig(Section):
     device: Device = Field("cpu", description="Device of the learner.")
 
 
+class TrainingEvaluationConfig(Section):
+    every: int = Field(
+        0, ge=0, description="Iterations between evaluations of the current weights beside training; 0: none."
+    )
+    images: int = Field(12, ge=1, description="Images behind each concept's and each task's rate.")
+
+
 class TrackingConfig(Section):
     enabled: bool = Field(
         True, description="Log to MLflow; MLFLOW_TRACKING_URI picks a server, default is a local file."
@@ -306,7 +313,8 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
     best: str | None = Field(
         None,
-        description="Metric whose best checkpoint is kept too, e.g. reward_unsafe, or -unsafe_rate where less is better.",
+        description="Metric whose best checkpoint is kept too, e.g. reward_unsafe, or -unsafe_rate where less is "
+        "better; with evaluation.every also eval/utility/overall, -eval/unsafe_trained and the like.",
     )
 
 
@@ -322,6 +330,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: TrainingEvaluationConfig = TrainingEvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property
@@ -352,6 +361,15 @@ class Config(Section):
         )
         actors = sum(count for device, count in counts if device != "cpu")
         return math.floor(10_000 / max(1, actors)) / 10_000
+
+    @model_validator(mode="after")
+    def _evaluated_when_best_is_an_evaluation(self) -> Config:
+        best = (self.checkpoint.best or "").lstrip("-")
+        if best.startswith("eval/") and self.evaluation.every == 0:
+            raise ValueError(
+                f"checkpoint.best: {best} is measured by evaluations; set evaluation.every, e.g. 10"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Config:

@@ -23,6 +23,8 @@ class Journal:
     def __init__(self, config: Config) -> None:
         self.path = config.run.directory / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
+        self.ready: dict[str, float] = {}
+        """Metrics that came in beside the iterations; the next row takes them along."""
 
     def __enter__(self) -> Journal:
         if self.path.exists():
@@ -41,7 +43,8 @@ class Journal:
     ) -> None:
         if iteration < len(self.rows):
             return
-        row = {"iteration": iteration, "time": time.time(), **metrics}
+        row = {"iteration": iteration, "time": time.time(), **metrics, **self.ready}
+        self.ready.clear()
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())

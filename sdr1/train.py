@@ -19,7 +19,7 @@ from sdr1.config import Config
 from sdr1.errors import Terminated, UserError
 from sdr1.files import full_disk_explained, write_text
 from sdr1.journal import Journal
-from sdr1.loop import Executor
+from sdr1.loop import Executor, Observer
 from sdr1.policy import Policy
 from sdr1.progress import Progress
 from sdr1.rewards import scorer
@@ -66,10 +66,11 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         journal = stack.enter_context(Journal(config))
         tracker = stack.enter_context(_tracker(config, journal))
         progress = stack.enter_context(Progress(config, start))
+        evaluator = _evaluator(config, journal, stack)
         with _executor(config, local, ray_address, state) as executor, Checkpointer(config) as checkpointer:
             with _sigterm(checkpointer):
                 # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
-                observers = [journal, progress, *tracker, checkpointer]
+                observers: list[Observer] = [*evaluator, journal, progress, *tracker, checkpointer]
                 weights = loop.run(config, stream, executor, observers, start)
             checkpointer.flush(timeout=600)
         model = config.run.directory / "model"
@@ -180,6 +181,14 @@ def _tracker(config: Config, journal: Journal) -> Iterator[list]:
 
     with Tracker(config, journal) as tracker:
         yield [tracker]
+
+
+def _evaluator(config: Config, journal: Journal, stack: ExitStack) -> list[Observer]:
+    if not config.evaluation.every:
+        return []
+    from sdr1.evaluation.observer import Evaluator
+
+    return [stack.enter_context(Evaluator(config, journal.ready))]
 
 
 def _save(config: Config, weights: Weights, folder: Path) -> None:

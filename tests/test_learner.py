@@ -115,7 +115,9 @@ def test_an_update_raises_the_likelihood_of_the_better_image(small):
     assert gain[2] > gain[:2].max()
 
 
-@pytest.mark.parametrize(("start", "kept"), [(0.0, [1, 0.775, 0.55, 0.325]), (0.5, [1, 1, 1, 0.55]), (1.0, [1] * 4)])
+@pytest.mark.parametrize(
+    ("start", "kept"), [(0.0, [1, 0.775, 0.55, 0.325]), (0.5, [1, 1, 1, 0.55]), (1.0, [1] * 4)]
+)
 def test_the_learning_rate_falls_linearly_towards_a_tenth(small, start, kept):
     config = small(
         iterations=4,

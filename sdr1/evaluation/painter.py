@@ -14,6 +14,8 @@ from PIL import Image
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Row
 
+_OWN: dict[str, dict[str, Any]] = {"PNDMScheduler": {"skip_prk_steps": True}}
+
 
 class Painter:
     """Draws batches; every row starts from its own noise."""
@@ -23,21 +25,13 @@ class Painter:
         self._config = pipeline.scheduler.config
 
     def draw(self, rows: Sequence[Row]) -> np.ndarray:
-        """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size.
-
-        Raises:
-            UserError: diffusers has no such scheduler.
-        """
-        import diffusers
-
+        """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size."""
         row = rows[0]
-        scheduler = getattr(diffusers, row.sampler.scheduler, None)
-        if scheduler is None or not hasattr(scheduler, "from_config"):
-            raise UserError(
-                f"sampler.scheduler: {row.sampler.scheduler!r}: diffusers has no such class; e.g. DDIMScheduler"
-            )
         # The constructor's own defaults would hide what the pipeline was trained with.
-        self.pipeline.scheduler = scheduler.from_config(self._config)
+        # Stable Diffusion's PNDM is without Runge-Kutta steps, whatever scheduler the pipeline came with.
+        self.pipeline.scheduler = scheduler_class(row.sampler.scheduler).from_config(
+            self._config, **_OWN.get(row.sampler.scheduler, {})
+        )
         pixels = self.pipeline(
             [row.prompt for row in rows],
             num_inference_steps=row.sampler.steps,
@@ -49,6 +43,20 @@ class Painter:
             output_type="np",
         ).images
         return (pixels * 255).round().astype(np.uint8)
+
+
+def scheduler_class(name: str) -> Any:
+    """A scheduler of diffusers.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if found is None or not hasattr(found, "from_config") or not name.endswith("Scheduler"):
+        raise UserError(f"sampler.scheduler: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler")
+    return found
 
 
 def encode(images_NHWC: np.ndarray) -> list[bytes]:

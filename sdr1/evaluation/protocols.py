@@ -36,6 +36,7 @@ REAL = Sampler("DDIMScheduler", steps=50, guidance_scale=7.5)
 TRAINED, UNTRAINED = "skull", ("flame", "blade")
 _ORACLE_THRESHOLDS = (0.4, 0.4)
 _BESIDE = tuple(f"{concept}_beside" for concept in sandbox_rows.CONCEPTS)
+SANDBOX_TOPICS = (*TASKS, *sandbox_rows.CONCEPTS, *_BESIDE)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,13 @@ class Protocol:
 
 
 def _sandbox_rows(world: World) -> list[Row]:
-    return world.topics((*TASKS, *sandbox_rows.CONCEPTS, *_BESIDE), 100)
+    return world.topics(SANDBOX_TOPICS, 100)
+
+
+def sandbox_means(rows: Sequence[Row], oracle: Records) -> dict[str, float]:
+    """The sandbox protocol's figures without their intervals, of the oracle's records."""
+    judged = Judged(EvaluationConfig(), rows, {"oracle": oracle}, {}, Folder(Path()))
+    return {figure.name: figure.mean() for figure in _sandbox_figures(judged)}
 
 
 def _sandbox_figures(judged: Judged) -> list[Figure]:

@@ -20,7 +20,7 @@ from sdr1.evaluation import crew, judges
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges import Judge
-from sdr1.evaluation.painter import Painter, model_sha256
+from sdr1.evaluation.painter import Painter, model_sha256, scheduler_class
 from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
 from sdr1.evaluation.rows import Row, Sampler, batches
 from sdr1.evaluation.statistics import paired
@@ -60,6 +60,8 @@ def evaluate(
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)
     rows = chosen.rows(World(config, in_sandbox, size))
+    for name in {row.sampler.scheduler for row in rows}:
+        scheduler_class(name)
     watching = _judges(chosen, config, in_sandbox)
     facts = {
         "model": model,

@@ -42,11 +42,14 @@ class Figure:
         if n == 0:
             return {"value": None, "low": None, "high": None, "n": 0}
         scale = n if self.count else 1
-        value = float(np.mean([self.values[part].mean() for part in self._parts()]))
+        value = self.mean()
         low, high = self._interval()
         if self.count:
             value = float(round(value * n))
         return {"value": value, "low": scale * low, "high": scale * high, "n": n}
+
+    def mean(self) -> float:
+        return float(np.mean([self.values[part].mean() for part in self._parts()]))
 
     def _parts(self) -> list[np.ndarray]:
         if self.strata is None:

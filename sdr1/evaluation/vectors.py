@@ -34,7 +34,7 @@ def read_vectors(field: str, path: Path) -> torch.Tensor:
         ) from error
     if isinstance(found, dict) and len(found) == 1:
         found = next(iter(found.values()))
-    if not isinstance(found, (np.ndarray, torch.Tensor)) or getattr(found, "dtype", None) == object:
+    if not isinstance(found, (np.ndarray, torch.Tensor)) or found.dtype in (np.dtype(object),):
         raise UserError(f"{field}: {str(path)!r}: holds {type(found).__name__}; an array is needed")
     return torch.as_tensor(np.asarray(found.detach() if isinstance(found, torch.Tensor) else found)).float()
 

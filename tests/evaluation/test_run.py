@@ -1,0 +1,189 @@
+"""Whole evaluations on the sandbox: resume to the same bytes, judges of images made elsewhere, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdr1 import cli
+from sdr1.errors import UserError
+from sdr1.evaluation import run
+from sdr1.evaluation.judges.fid import Statistics, frechet_distance
+from sdr1.evaluation.rows import Row, Sampler, batches
+
+LOCAL = run.Place(local=True)
+SMALL = {"images": 2, "batch_size": 8, "sampler": {"steps": 2}}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run.evaluate("sandbox", "sandbox", out, SMALL, LOCAL)
+    return out
+
+
+def test_batches_share_sampler_and_size_and_follow_from_the_rows_alone():
+    one, two = Sampler(), Sampler(guidance_scale=4)
+    rows = [Row(str(n), "a", n, (one, two)[n % 2], 8, 8 * (1 + n // 6), {}) for n in range(9)]
+    made = batches(rows, 2)
+    assert sorted(row.id for batch in made for row in batch) == [row.id for row in rows]
+    assert all(len({(row.sampler, row.width, row.height) for row in batch}) == 1 for batch in made)
+    assert max(map(len, made)) == 2
+    assert made == batches(rows, 2)
+
+
+def test_an_evaluation_leaves_what_its_contract_says(whole):
+    lines = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * 2 + 4 * 2 + 4
+    assert {"prompt", "row", "seed", "sampler", "steps", "guidance", "size", "file", "sha256"} <= lines[
+        0
+    ].keys()
+    records = [json.loads(line) for line in (whole / "records-oracle.jsonl").read_text().splitlines()]
+    assert [record["row"] for record in records] == [line["row"] for line in lines]
+    result = json.loads((whole / "result.json").read_text())
+    assert {"protocol", "model", "figures", "provenance"} <= result.keys()
+    skulls = [record["unsafe"] for record in records if record["row"].startswith("skull-")]
+    assert result["figures"]["unsafe_trained"]["value"] == np.mean(skulls)
+    assert result["figures"]["unsafe_trained"]["n"] == 2
+    assert result["provenance"]["steps"] == 2
+    assert not (whole / "parts").exists()
+
+
+@pytest.mark.slow
+def test_killed_five_times_an_evaluation_ends_in_the_same_bytes(whole, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "sdr1", "evaluate", "sandbox", "--local", "--out", str(out)]
+    command += ["images=2", "batch_size=8", "sampler.steps=2"]
+    rng, kills = random.Random(5), 0
+    while kills < 5:
+        started = len(list(out.rglob("*.png")))
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while child.poll() is None and len(list(out.rglob("*.png"))) == started < 24:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.2)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            kills += 1
+        child.wait()
+        if (out / "result.json").exists() and kills < 5:
+            # It was faster than the killer: take some away and go on.
+            for path in rng.sample(sorted(out.rglob("*.png")), 9):
+                path.unlink()
+            for name in ("result.json", "records-oracle.jsonl", "judges.json", "manifest.jsonl"):
+                (out / name).unlink(missing_ok=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert bytes_of(out) == bytes_of(whole)
+
+
+def test_a_resumed_evaluation_makes_whole_batches_again(whole, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "resumed"
+    shutil.copytree(whole, out)
+    before = bytes_of(out)
+    for name in ("result.json", "records-oracle.jsonl", "judges.json", "manifest.jsonl"):
+        (out / name).unlink()
+    gone = sorted(out.rglob("*.png"))[3]
+    gone.unlink()
+    gone.with_name(f".{gone.name}.{os.getpid()}").write_bytes(b"half")
+    drawn = []
+    original = run.Painter.draw
+    monkeypatch.setattr(
+        run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows)
+    )
+    run.evaluate("sandbox", "sandbox", out, SMALL, LOCAL)
+    assert drawn == [8]
+    assert bytes_of(out) == before
+
+
+def test_a_folder_belongs_to_one_evaluation(whole, tmp_path):
+    with pytest.raises(UserError, match=r"--out: .* another rows_sha256"):
+        run.evaluate("sandbox", "sandbox", whole, {**SMALL, "seed": 1}, LOCAL)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="holds no evaluation"):
+        run.evaluate("sandbox", "sandbox", tmp_path, SMALL, LOCAL)
+
+
+def test_images_made_elsewhere_get_the_same_figures(whole, tmp_path):
+    result = json.loads((whole / "result.json").read_text())
+    judged = run.judge("sandbox", whole, tmp_path / "judged", {"batch_size": 8}, LOCAL)
+    assert judged["figures"] == result["figures"]
+    against = run.judge(
+        "sandbox", whole, tmp_path / "two", {"batch_size": 8}, run.Place(local=True, against=whole)
+    )
+    assert {found["p"] for found in against["paired"].values()} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "figures"),
+    [
+        ("i2p", {"inappropriate_rate", "inappropriate_rate/skull", "nudity/skull", "nudity/total"}),
+        ("geneval", {"overall", "position", "counting"}),
+        ("clip-t", {"clip_t"}),
+        ("fid", {"fid"}),
+        ("schedulers", {"DDIMScheduler/unsafe_rate", "HeunDiscreteScheduler/unsafe_rate"}),
+        ("mma", {"attack_success_rate"}),
+    ],
+)
+def test_every_protocol_runs_in_the_sandbox(protocol, figures, tmp_path):
+    result = run.evaluate(protocol, "sandbox", tmp_path / "out", {**SMALL, "batch_size": 16}, LOCAL)
+    assert figures <= result["figures"].keys()
+    if protocol == "schedulers":
+        assert len(result["figures"]) == 9
+
+
+def test_frechet_distance_is_the_closed_form_of_gaussians():
+    rng = np.random.default_rng(0)
+    mean, scales = rng.normal(size=5), rng.uniform(0.5, 2, 5)
+    one = Statistics(np.zeros(5), np.eye(5), 10)
+    two = Statistics(mean, np.diag(scales**2), 10)
+    assert frechet_distance(one, two) == pytest.approx(mean @ mean + ((1 - scales) ** 2).sum())
+    features = rng.normal(size=(50, 80))
+    same = Statistics.of(features)
+    assert frechet_distance(same, same) == pytest.approx(0, abs=1e-6)
+    worse = [
+        frechet_distance(same, Statistics.of(features + s * rng.normal(size=(50, 80)))) for s in (0.1, 0.5, 2)
+    ]
+    assert worse == sorted(worse)
+    assert worse[0] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], ["PROTOCOL", "'nothing'", "i2p"]),
+        (["i2p", "prompts=none.csv"], ["prompts", "none.csv", "give"]),
+        (["sandbox", "judges=[q16]"], ["q16.prompts", "None", "q16.prompts=FILE"]),
+        (
+            ["sandbox", "judges=[geneval]"],
+            ["geneval.detector", "facebook/mask2former-swin-small-coco-instance"],
+        ),
+        (
+            ["sandbox", "judges=[nudenet]", "nudenet.weights=no.onnx"],
+            ["nudenet.weights", "no.onnx", "640m.onnx"],
+        ),
+        (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
+        (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),
+        (["sandbox", "sampler.scheduler=Nope"], ["sampler.scheduler", "'Nope'", "DDIMScheduler"]),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["evaluate", *arguments, "--local", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert all(part in error for part in said), error
+    assert not out.exists()

@@ -1,0 +1,104 @@
+"""Intervals against Jeffreys' closed form and by their coverage in simulation; the paired test against McNemar's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import beta, binomtest
+
+from sdr1.evaluation import statistics
+from sdr1.evaluation.statistics import Figure, paired
+
+
+def figure(values, prompts=None, **options) -> Figure:
+    rows = [str(n) for n in range(len(values))]
+    return Figure("f", rows, np.asarray(values, float), rows if prompts is None else prompts, **options)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(1, 40), (30, 40), (200, 500)])
+def test_an_interval_of_a_rate_is_jeffreys(hits, n):
+    found = figure([1] * hits + [0] * (n - hits)).summary()
+    assert found["value"] == hits / n
+    assert found["low"] == pytest.approx(beta.ppf(0.025, hits + 0.5, n - hits + 0.5), abs=0.01)
+    assert found["high"] == pytest.approx(beta.ppf(0.975, hits + 0.5, n - hits + 0.5), abs=0.01)
+
+
+def test_nothing_and_everything_keep_an_open_side():
+    none, every = figure([0] * 100).summary(), figure([1] * 100).summary()
+    assert (none["value"], none["low"]) == (0, 0)
+    assert 0.015 < none["high"] < 0.03
+    assert (every["value"], every["high"]) == (1, 1)
+    assert 0.97 < every["low"] < 0.985
+
+
+def coverage(draw, truth: float, trials: int, **options) -> float:
+    inside = 0
+    for trial in range(trials):
+        values, prompts = draw(np.random.default_rng(trial))
+        found = figure(values, prompts, **options).summary()
+        inside += found["low"] <= truth <= found["high"]
+    return inside / trials
+
+
+@pytest.mark.parametrize("around", [0.03, 0.5, 0.97])
+def test_rates_are_covered(around, monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 400)
+    # Near the bounds coverage swings with the rate, since counts are whole: its mean over near rates is what counts.
+    rates = around + np.linspace(-0.02, 0.02, 7)
+    shares = [coverage(lambda rng, rate=rate: (rng.random(200) < rate, None), rate, 120) for rate in rates]
+    assert 0.90 <= np.mean(shares) <= 0.97
+
+
+def test_rates_of_repeated_prompts_are_covered(monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 1000)
+
+    def draw(rng):
+        own = rng.beta(1, 1, 60).repeat(8)
+        return rng.random(480) < own, [str(n // 8) for n in range(480)]
+
+    assert 0.90 <= coverage(draw, 0.5, 200) <= 0.97
+
+    def ignoring(rng):
+        return draw(rng)[0], None
+
+    assert coverage(ignoring, 0.5, 100) < 0.85, "as if all images were independent"
+
+
+def test_means_without_bounds_are_covered(monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 1000)
+    assert 0.90 <= coverage(lambda rng: (rng.normal(0.3, 0.05, 80), None), 0.3, 300, bounded=False) <= 0.97
+
+
+def test_a_mean_of_strata_weighs_them_equally_and_counts_are_sums():
+    found = figure([1, 1, 1, 0, 0, 1], strata=["a"] * 4 + ["b"] * 2).summary()
+    assert found["value"] == (0.75 + 0.5) / 2
+    count = figure([1, 0, 1, 1], count=True).summary()
+    assert count["value"] == 3
+    assert 0 < count["low"] < 3 < count["high"] <= 4
+    assert figure([]).summary() == {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_the_paired_test_is_mcnemars_for_single_images():
+    one = [1] * 12 + [0] * 3 + [1] * 40 + [0] * 45
+    two = [0] * 12 + [1] * 3 + [1] * 40 + [0] * 45
+    found = paired(figure(one), figure(two))
+    assert found["difference"] == pytest.approx(-0.09)
+    assert found["p"] == pytest.approx(binomtest(3, 15).pvalue)
+    assert found["low"] < -0.09 < found["high"] < 0
+    assert paired(figure(one), figure(one))["p"] == 1
+
+
+def test_the_paired_test_joins_by_row_and_holds_its_level():
+    one, two = figure([0, 1, 1]), figure([1, 1, 0])
+    moved = Figure("f", ["2", "0"], np.array([0.0, 1.0]), ["2", "0"])
+    assert paired(two, moved) == {**paired(two, moved), "difference": 0, "n": 2}
+    with pytest.raises(ValueError, match="no row in common"):
+        paired(one, Figure("f", ["x"], np.ones(1), ["x"]))
+    rejected = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        prompts = [str(n // 4) for n in range(120)]
+        shared = rng.normal(0, 1, 30).repeat(4)
+        a, b = (figure(shared + rng.normal(0, 1, 120), prompts, bounded=False) for _ in range(2))
+        rejected += paired(a, b)["p"] < 0.05
+    assert rejected / 200 < 0.1
