@@ -133,7 +133,7 @@ def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
         old, new = then.get(field), now.get(field)
         if old == new or field.startswith(_UNIMPORTANT):
             continue
-        if field.startswith(("policy.model", "policy.trainable", "policy.lora")):
+        if field.startswith(_IDENTITY):
             raise UserError(
                 f"{field}: {new!r}: the checkpoint {checkpoint.folder} was made with {old!r} and its weights do not "
                 "fit; set it back, or start a new run"
@@ -145,10 +145,20 @@ def differences(config: Config, checkpoint: Checkpoint) -> list[str]:
     return lines
 
 
+_IDENTITY = (
+    "policy.model",
+    "policy.revision",
+    "policy.variant",
+    "policy.unet",
+    "policy.trainable",
+    "policy.lora",
+    "policy.channels_last",
+)
 _UNIMPORTANT = ("run.directory", "run.resume")
 _HARMLESS = (
     "rollout.workers",
     "reward.workers",
+    "policy.gradient_checkpointing",
     "reward.monitor",
     "checkpoint.",
     "tracking.",

@@ -29,6 +29,8 @@ from sdr1.weights import checksum
 
 RATIO_TOLERANCE = 1e-5
 """Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
+AUTOCAST_RATIO_TOLERANCE = 1e-3
+"""The same with autocast, where batches of other shapes may round otherwise."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -53,6 +55,7 @@ class Learner:
         self._updates_per_iteration = config.prompts.per_iteration // config.groups_per_update
         self._updates = 0
         self._accumulated = 0
+        self._scale = 1.0
         self._variances: dict[Label | None, deque[float]] = {}
         self._published: dict[int, Weights] = {}
 
@@ -145,7 +148,7 @@ class Learner:
                 kl = gaussian_kl(mean, torch.from_numpy(trajectory.reference_means[k, g]).to(device), sigma)
                 loss = loss + options.kl_weight * kl
                 divergences[chunk] = kl.detach()
-            (loss.sum() / total).backward()
+            (loss.sum() / total * self._loss_scale(total, latents[0].numel())).backward()
             losses[chunk] = loss.detach()
             log_ratios[chunk] = log_probs.detach() - old_log_probs
         self.ranks.add([log_ratios, losses, divergences])
@@ -185,6 +188,10 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self.ranks.add([parameter.grad for parameter in self._policy.parameters])
+        if self._scale != 1:
+            for parameter in self._policy.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self._scale
         norm = torch.nn.utils.clip_grad_norm_(
             self._policy.parameters, self._config.learner.max_grad_norm
         ).item()
@@ -197,6 +204,12 @@ class Learner:
         self._updates += 1
         self._accumulated = 0
         return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
+
+    def _loss_scale(self, transitions: int, dimensions: int) -> float:
+        """A power of two that keeps gradients inside float16: the UNet's output then gets ones of order 1/64."""
+        if self._config.policy.precision == "float16":
+            self._scale = 2.0 ** (round(math.log2(transitions * dimensions)) - 6)
+        return self._scale
 
     def _advantages(self, task: GroupTask, rewards_G: torch.Tensor) -> torch.Tensor:
         options = self._config.learner
@@ -219,11 +232,13 @@ class Learner:
         return options.learning_rate * (1 - 0.9 * done)
 
     def _check_ratio(self, task: GroupTask, gap: float) -> None:
+        exact = self._config.policy.precision == "float32"
+        tolerance = RATIO_TOLERANCE if exact else AUTOCAST_RATIO_TOLERANCE
         on_policy = task.version * self._updates_per_iteration == self._updates
-        if on_policy and gap > RATIO_TOLERANCE:
+        if on_policy and gap > tolerance:
             raise TrainingError(
                 f"{_name(task)}: before the first update the likelihood ratio is {gap:.1e} away from 1 (allowed "
-                f"{RATIO_TOLERANCE:.0e}): learner and rollout compute different log-probs; check that both use the same "
+                f"{tolerance:.0e}): learner and rollout compute different log-probs; check that both use the same "
                 "weights, device and precision"
             )
 

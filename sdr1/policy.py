@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sdr1.config import SANDBOX, PolicyConfig
+from sdr1 import pipeline_files, weight_files
+from sdr1.config import PolicyConfig
 from sdr1.errors import UserError
 from sdr1.method import ddim
 from sdr1.types import GroupTask, Rollout, Trajectory
@@ -19,10 +21,15 @@ from sdr1.weights import FlatParameters
 
 
 def load_pipeline(model: str) -> Any:
-    """A diffusers StableDiffusionPipeline in float32, without safety checker.
+    """The pipeline of a name that `policy.model` may hold, as it is; see `load`."""
+    return load(PolicyConfig(model=model))
+
+
+def load(config: PolicyConfig) -> Any:
+    """A diffusers StableDiffusionPipeline in float32, without safety checker: training must see what the model draws.
 
     Raises:
-        UserError: `policy.model` is neither the sandbox nor a pipeline folder nor a reachable hub id.
+        UserError: a file of it is wrong, or the hub id cannot be reached.
     """
     import diffusers
     import transformers
@@ -31,25 +38,42 @@ def load_pipeline(model: str) -> Any:
     # A bar for each of many loads in many processes tells nobody anything.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    if model == SANDBOX:
-        from sdr1.sandbox import PIPELINE
-
-        model = str(PIPELINE)
-    elif not Path(model).exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
-        raise UserError(
-            f"policy.model: {model!r}: no such folder; give `sandbox`, a diffusers pipeline folder or a hub id"
-        )
+    pipeline_files.check(config)
+    path = pipeline_files.locate(config)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            model, safety_checker=None, requires_safety_checker=False, dtype=torch.float32
-        )
-    except (OSError, ValueError, KeyError) as error:
+        if path is not None and path.is_file():
+            pipeline = StableDiffusionPipeline.from_single_file(
+                str(path), torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+            )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                config.model if path is None else str(path),
+                revision=config.revision,
+                variant=config.variant,
+                use_safetensors=True,
+                safety_checker=None,
+                requires_safety_checker=False,
+                dtype=torch.float32,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"policy.model: {model!r}: not a Stable Diffusion pipeline that loads here: {reason}"
+            f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason}"
         ) from error
+    if config.unet is not None:
+        _put_unet_over(pipeline, config.unet)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _put_unet_over(pipeline: Any, path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    pipeline_files.check_unet_file(path, dict(pipeline.unet.config))
+    if path.is_dir():
+        pipeline.unet = UNet2DConditionModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    else:
+        pipeline.unet.load_state_dict(weight_files.state_dict(path, "policy.unet"))
 
 
 class Policy:
@@ -65,8 +89,12 @@ class Policy:
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self.pipeline = load_pipeline(config.model).to(self.device)
+        self.pipeline = load(config).to(self.device)
         self.unet = self.pipeline.unet
+        if config.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if config.vae_slicing:
+            self.pipeline.vae.enable_slicing()
         for part in (self.unet, self.pipeline.vae, self.pipeline.text_encoder):
             part.requires_grad_(False).eval()
         self._reference_unet = None
@@ -75,12 +103,13 @@ class Policy:
         else:
             self._reference_unet = copy.deepcopy(self.unet) if reference else None
             self.unet.requires_grad_(True)
+        for unet in filter(None, (self.unet, self._reference_unet)):
+            _set_speed_and_memory(unet, config)
         self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         self.flat = FlatParameters(self.parameters)
         self._embeddings: dict[str, torch.Tensor] = {}
-        self._timesteps, self._alpha_bars, self._alpha_bars_prev = _ddim_schedule(
-            self.pipeline.scheduler, config.steps
-        )
+        schedule = _ddim_schedule(self.pipeline.scheduler, config.steps)
+        self._timesteps, self._alpha_bars, self._alpha_bars_prev = (each.to(self.device) for each in schedule)
         self._prediction_type = self.pipeline.scheduler.config.prediction_type
 
     def embed(self, text: str) -> torch.Tensor:
@@ -135,15 +164,20 @@ class Policy:
                 context = _AdaptersOff(self.unet)
         size = len(latents_BCHW)
         conditional = self.embed(text).expand(size, -1, -1)
-        with context:
+        with context, self._autocast():
             if guidance_scale == 1:
-                return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample
+                return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample.float()
             states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
             both = unet(
                 latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
             ).sample
-        without, with_prompt = both.chunk(2)
+        without, with_prompt = both.float().chunk(2)
         return without + guidance_scale * (with_prompt - without)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
 
     @torch.no_grad()
     def rollout(self, task: GroupTask, group_size: int, *, with_reference: bool) -> Rollout:
@@ -181,19 +215,23 @@ class Policy:
 
     def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Initial latents (G, C, H, W) and the noise of the window's steps (K, G, C, H, W), float32."""
-        shape = (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+        vae = self.pipeline.vae.config
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        side = self.config.size // factor if self.config.size else self.unet.config.sample_size
+        shape = (self.unet.config.in_channels, side, side)
 
-        def normal(size: tuple[int, ...], *key: int | str) -> torch.Tensor:
-            generator = torch.Generator().manual_seed(task.noise_seed(*key))
+        def normal(source: GroupTask, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(source.noise_seed(*key))
             return torch.randn(size, generator=generator)
 
         samples = range(group_size)
-        if self.config.initial_noise == "group":
-            initial = normal(shape, "initial").expand(group_size, *shape)
+        if self.config.initial_noise == "sample":
+            initial = torch.stack([normal(task, shape, "initial", sample) for sample in samples])
         else:
-            initial = torch.stack([normal(shape, "initial", sample) for sample in samples])
+            source = task if self.config.initial_noise == "group" else replace(task, group=-1)
+            initial = normal(source, shape, "initial").expand(group_size, *shape)
         steps = torch.stack(
-            [normal((len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
+            [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
         )
         return initial.to(self.device), steps.to(self.device)
 
@@ -217,6 +255,15 @@ class Policy:
             pipeline.unet.fuse_lora()
             pipeline.unet.unload_lora()
         pipeline.save_pretrained(folder)
+
+
+def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:
+    if config.attention_slicing:
+        unet.set_attention_slice("auto")
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        unet.compile()
 
 
 class _AdaptersOff(AbstractContextManager):

@@ -13,16 +13,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdr1 import loop, prompts
+from sdr1 import loop, pipeline_files, prompts
 from sdr1.checkpoint import Checkpointer, differences, folder_of, newest
 from sdr1.config import Config
 from sdr1.errors import Terminated, UserError
 from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
-from sdr1.policy import Policy, load_pipeline
+from sdr1.policy import Policy
 from sdr1.progress import Progress
-from sdr1.rewards.embedder import Embedder
+from sdr1.rewards import scorer
 from sdr1.runtime import prepare_process, require_device, stop_requested
 from sdr1.types import LearnerState, Weights
 from sdr1.weights import sha256
@@ -74,6 +74,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "iterations": config.iterations,
             "seconds": round(result.seconds, 1),
             "weights_sha256": result.weights_sha256,
+            "safety_checker": "off",
         }
         write_text(config.run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         for each in tracker:
@@ -139,8 +140,8 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
     stream = prompts.PromptStream(prompts.read(config.prompts.path), config)
-    load_pipeline(config.policy.model)
-    Embedder(config.reward.model, config.reward.checkpoint, "cpu")
+    pipeline_files.check(config.policy)
+    scorer.check(config.reward)
     return stream
 
 

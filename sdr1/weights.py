@@ -31,7 +31,8 @@ class FlatParameters:
         )
         offset = 0
         for parameter in parameters:
-            view = self._flat[offset : offset + parameter.numel()].view(parameter.shape)
+            # Its own strides, so that a channels-last layout survives.
+            view = self._flat.as_strided(parameter.shape, parameter.stride(), offset)
             view.copy_(parameter.data)
             parameter.data = view
             offset += parameter.numel()

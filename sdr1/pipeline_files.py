@@ -1,0 +1,219 @@
+"""What can be known of a policy's files before any weights are loaded: parts, shapes, prediction type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdr1 import weight_files
+from sdr1.config import SANDBOX, PolicyConfig
+from sdr1.errors import UserError
+
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_SINGLE_FILES = ("v1", "v2")
+"""Of diffusers' names for kinds of single-file checkpoints, those that are Stable Diffusion 1.x and 2.x."""
+
+
+def locate(config: PolicyConfig) -> Path | None:
+    """The folder or file that `policy.model` names; None for a hub id.
+
+    Raises:
+        UserError: it looks like a path and is not there.
+    """
+    if config.model == SANDBOX:
+        from sdr1.sandbox import PIPELINE
+
+        return PIPELINE
+    path = Path(config.model)
+    if path.exists():
+        return path
+    if config.model.startswith((".", "/", "~")) or config.model.count("/") != 1:
+        raise UserError(
+            f"{_where(config)}: no such file or folder; give `sandbox`, a diffusers pipeline folder, a .safetensors "
+            "checkpoint or a hub id"
+        )
+    return None
+
+
+def check(config: PolicyConfig) -> None:
+    """Raise UserError for every mistake that configs and the headers of weight files show.
+
+    Of a hub id only the configs are looked at; they are fetched unless cached.
+    """
+    path = locate(config)
+    if path is not None and path.is_file():
+        _check_single_file(path, config)
+        return
+    folder = _hub_configs(config) if path is None else path
+    index = _read(folder / "model_index.json", config, "no diffusers pipeline")
+    _check_parts(index, folder, config)
+    unet = _read(folder / "unet" / "config.json", config, "no UNet config")
+    text = _read(folder / "text_encoder" / "config.json", config, "no text encoder config")
+    scheduler = _read(folder / "scheduler" / "scheduler_config.json", config, "no scheduler config")
+    vae = _read(folder / "vae" / "config.json", config, "no VAE config")
+    _check_shapes(unet, text, vae, scheduler, config)
+    if path is not None:
+        for part, stem in _WEIGHTS.items():
+            if part != "unet" or config.unet is None:
+                _check_weights(folder / part, stem, config)
+    if config.unet is not None:
+        check_unet_file(config.unet, unet)
+
+
+def check_unet_file(path: Path, base: dict[str, Any]) -> None:
+    """Raise UserError unless `policy.unet` holds, by its header, a UNet of the base's shape."""
+    where = f"policy.unet: {str(path)!r}"
+    file = path
+    if path.is_dir():
+        own = path / "config.json"
+        if not own.is_file():
+            raise UserError(
+                f"{where}: no config.json there; give a diffusers UNet folder or a .safetensors file"
+            )
+        held = json.loads(own.read_text(encoding="utf-8"))
+        if held.get("cross_attention_dim") != base.get("cross_attention_dim"):
+            raise UserError(
+                f"{where}: cross_attention_dim {held.get('cross_attention_dim')}, the base's text encoder needs "
+                f"{base.get('cross_attention_dim')}; give a UNet of the same family"
+            )
+        base, file = held, path / "diffusion_pytorch_model.safetensors"
+    weight_files.require_fit(weight_files.shapes(file, "policy.unet"), _unet_shapes(base), where, "this UNet")
+
+
+def _unet_shapes(config: dict[str, Any]) -> weight_files.Shapes:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    return {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+
+
+def _check_parts(index: dict[str, Any], folder: Path, config: PolicyConfig) -> None:
+    kind = index.get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise UserError(
+            f"{_where(config)}: a {kind}; only Stable Diffusion 1.x and 2.x text-to-image pipelines "
+            "(StableDiffusionPipeline) can be trained: give one of these"
+        )
+    for part in _PARTS:
+        named = index.get(part)
+        if not named or named[0] is None or not (folder / part).is_dir():
+            raise UserError(
+                f"{_where(config)}: the pipeline has no {part}; copy {part}/ from the model it was made from, and its "
+                "entry in model_index.json"
+            )
+
+
+def _check_shapes(
+    unet: dict[str, Any],
+    text: dict[str, Any],
+    vae: dict[str, Any],
+    scheduler: dict[str, Any],
+    config: PolicyConfig,
+) -> None:
+    width = text.get("hidden_size", text.get("text_config", {}).get("hidden_size"))
+    if unet.get("cross_attention_dim") != width:
+        raise UserError(
+            f"{_where(config)}: the UNet reads text states of {unet.get('cross_attention_dim')}, the text encoder gives "
+            f"{width}: parts of different models; take unet/ and text_encoder/ from one"
+        )
+    channels = vae.get("latent_channels")
+    if not unet.get("in_channels") == unet.get("out_channels") == channels:
+        raise UserError(
+            f"{_where(config)}: the UNet takes {unet.get('in_channels')} channels and gives {unet.get('out_channels')}, "
+            f"the VAE has {channels}: an inpainting or image-to-image model; give a text-to-image one"
+        )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise UserError(
+            f"{_where(config)}: scheduler prediction_type {prediction!r}: use epsilon, v_prediction or sample"
+        )
+    factor = 2 ** (len(vae.get("block_out_channels", ())) - 1)
+    if config.size is not None and config.size % factor:
+        near = config.size // factor * factor
+        raise UserError(
+            f"policy.size: {config.size}: the VAE needs a multiple of {factor}; use {near or factor} or {near + factor}"
+        )
+
+
+def _check_weights(folder: Path, stem: str, config: PolicyConfig) -> None:
+    variant = f".{config.variant}" if config.variant else ""
+    found = sorted(
+        {*folder.glob(f"{stem}{variant}.safetensors"), *folder.glob(f"{stem}{variant}-*-of-*.safetensors")}
+    )
+    if not found:
+        pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
+        reason = (
+            f"only a pickle ({pickles[0].name}), which could execute code; save it again with safe_serialization=True"
+            if pickles
+            else f"no {stem}{variant}.safetensors there; check policy.variant"
+        )
+        raise UserError(f"{_where(config)}: {folder.name}/: {reason}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in found:
+        shapes |= weight_files.shapes(file, "policy.model")
+    if folder.name == "unet":
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weight_files.require_fit(
+            shapes, _unet_shapes(described), f"{_where(config)}: unet/", "unet/config.json"
+        )
+
+
+def _check_single_file(path: Path, config: PolicyConfig) -> None:
+    import torch
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{_where(config)}: a single file must be .safetensors; a {path.suffix or 'file without suffix'} may be a "
+            "pickle, which could execute code: convert it first"
+        )
+    shapes = weight_files.shapes(path, "policy.model")
+    kind = infer_diffusers_model_type(
+        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    )
+    if kind not in _SINGLE_FILES or not any(name.startswith("model.diffusion_model.") for name in shapes):
+        raise UserError(
+            f"{_where(config)}: diffusers takes this checkpoint for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
+            "checkpoint (a UNet alone belongs in policy.unet)"
+        )
+
+
+def _hub_configs(config: PolicyConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(config.model, revision=config.revision, allow_patterns=["*.json", "*.txt"])
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0][:160]
+        at = f" at revision {config.revision!r}" if config.revision else ""
+        raise UserError(
+            f"{_where(config)}: neither a folder here nor a hub id that can be reached{at}: {reason}; check the "
+            "name, or download it and give the folder"
+        ) from error
+
+
+def _read(file: Path, config: PolicyConfig, problem: str) -> dict[str, Any]:
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{_where(config)}: {problem}: {file.parent.name}/{file.name} is missing; give a folder that diffusers' "
+            "save_pretrained wrote"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{_where(config)}: {file.parent.name}/{file.name} cannot be read ({error}); fetch it again"
+        ) from error
+    if not isinstance(held, dict):
+        raise UserError(f"{_where(config)}: {file.name} holds no object; fetch it again")
+    return held
+
+
+def _where(config: PolicyConfig) -> str:
+    return f"policy.model: {config.model!r}"
