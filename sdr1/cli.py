@@ -226,6 +226,56 @@ def plan(
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
 
 
+@app.command()
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory; its newest checkpoint is taken.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; default: RUN/export.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="pipeline, unet or lora.")] = "pipeline",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Private hub repository to upload it to.")
+    ] = None,
+) -> None:
+    """Write a run's weights for plain diffusers, with a model card.
+
+    Example: `sdr1 export outputs/sandbox --part unet --out outputs/safer-unet`
+    """
+    parts = ("pipeline", "unet", "lora")
+    if part not in parts:
+        raise UserError(f"--part: {part!r}: use one of {', '.join(parts)}")
+    from sdr1.export import export as write
+
+    print(write(run, out or run / "export", part, push_to_hub))  # type: ignore[arg-type]
+
+
+@app.command()
+def sample(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run directory, pipeline folder, hub id or `sandbox`.")
+    ],
+    prompt: Annotated[list[str], typer.Option(help="Text to draw; may be repeated.")],
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of a column; may be repeated.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Drawn as before; default: what a run started from.")
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help="A diffusers scheduler class.")] = "DDIMScheduler",
+    steps: Annotated[int, typer.Option(min=1)] = 50,
+    guidance_scale: Annotated[float, typer.Option(min=1)] = 5.0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/sample"),
+) -> None:
+    """Draw prompts x seeds, before and after training.
+
+    Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
+    """
+    from sdr1.sample import Sampling
+    from sdr1.sample import sample as draw
+
+    print(draw(model, prompt, seed or [0, 1, 2], out, Sampling(scheduler, steps, guidance_scale), base))
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print the resolved config as YAML, every field with its meaning; it can be saved and run.

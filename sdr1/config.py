@@ -100,8 +100,9 @@ class PolicyConfig(Section):
         description="First and one-past-last step with noise; exactly these transitions are trained. "
         "None: every step but the last, where sigma is smallest.",
     )
-    initial_noise: Literal["sample", "group"] = Field(
-        "sample", description="x_T drawn for each sample, or shared by the samples of a group."
+    initial_noise: Literal["sample", "group", "iteration"] = Field(
+        "sample",
+        description="x_T drawn for each sample, or shared by the samples of a group, or of an iteration.",
     )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +220,18 @@ class Policy:
         side = self.config.size // factor if self.config.size else self.unet.config.sample_size
         shape = (self.unet.config.in_channels, side, side)
 
-        def normal(size: tuple[int, ...], *key: int | str) -> torch.Tensor:
-            generator = torch.Generator().manual_seed(task.noise_seed(*key))
+        def normal(source: GroupTask, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(source.noise_seed(*key))
             return torch.randn(size, generator=generator)
 
         samples = range(group_size)
-        if self.config.initial_noise == "group":
-            initial = normal(shape, "initial").expand(group_size, *shape)
+        if self.config.initial_noise == "sample":
+            initial = torch.stack([normal(task, shape, "initial", sample) for sample in samples])
         else:
-            initial = torch.stack([normal(shape, "initial", sample) for sample in samples])
+            source = task if self.config.initial_noise == "group" else replace(task, group=-1)
+            initial = normal(source, shape, "initial").expand(group_size, *shape)
         steps = torch.stack(
-            [normal((len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
+            [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
         )
         return initial.to(self.device), steps.to(self.device)
 

@@ -1,0 +1,171 @@
+"""A run's newest weights as files for plain diffusers, with a model card: pipeline, UNet or LoRA adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from sdr1.checkpoint import Checkpoint, newest
+from sdr1.config import Config, validate
+from sdr1.config_text import annotated_yaml
+from sdr1.errors import UserError
+from sdr1.files import write_text
+from sdr1.policy import Policy
+
+Part = Literal["pipeline", "unet", "lora"]
+
+_USE = """\
+This model was trained to draw fewer unsafe pictures. It lowers their rate, it does not exclude them: keep filters and
+review where they are needed. It is meant for research on safer image generation and for products that add their own
+safeguards. It is not meant for making harmful, sexual or deceptive pictures of people, nor as the only safeguard of a
+service. Judge it on your own prompts before you rely on it."""
+
+
+def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None = None) -> Path:
+    """Write `out` whole or not at all, and upload it to the hub as `repository` where one is given.
+
+    Raises:
+        UserError: the run has no good checkpoint, `out` is taken, a LoRA is asked of a full run, or the hub refuses.
+    """
+    if out.exists():
+        raise UserError(f"--out: {str(out)!r}: exists already; choose another folder or remove it")
+    found = newest(run) if run.is_dir() else None
+    if found is None:
+        raise UserError(f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run")
+    config = validate(found.config)
+    if part == "lora" and config.policy.trainable != "lora":
+        raise UserError("--part: 'lora': this run trained the whole UNet; use pipeline or unet")
+    policy = Policy(config.policy, seed=config.seed)
+    policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        _WRITERS[part](policy, draft)
+        write_text(draft / "README.md", model_card(run, found, config, part))
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if repository is not None:
+        _push(out, repository)
+    return out
+
+
+def _unet(policy: Policy, folder: Path) -> None:
+    whole = folder / "whole"
+    policy.save(whole)
+    for file in (whole / "unet").iterdir():
+        file.rename(folder / file.name)
+    shutil.rmtree(whole)
+
+
+def _lora(policy: Policy, folder: Path) -> None:
+    whole = folder / "whole"
+    policy.save(whole)
+    for file in (whole / "lora").iterdir():
+        file.rename(folder / file.name)
+    shutil.rmtree(whole)
+
+
+_WRITERS: dict[Part, Callable[[Policy, Path], None]] = {"pipeline": Policy.save, "unet": _unet, "lora": _lora}
+_LOADING = {
+    "pipeline": "StableDiffusionPipeline.from_pretrained(HERE)",
+    "unet": "StableDiffusionPipeline.from_pretrained(BASE, unet=UNet2DConditionModel.from_pretrained(HERE))",
+    "lora": "StableDiffusionPipeline.from_pretrained(BASE); pipeline.load_lora_weights(HERE)",
+}
+
+
+def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
+    """The README of an export: where it comes from, what was measured, what it is for; Markdown with hub metadata."""
+    hub = config.policy.model if config.policy.model.count("/") == 1 else None
+    metadata = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "tags: [safety, sdr1]"]
+    if hub:
+        metadata += [f"base_model: {hub}", "license: other", "license_name: of-the-base-model"]
+    anchors = config.reward.anchors
+    phrases = (
+        ["the sandbox's own"]
+        if anchors == "sandbox"
+        else [
+            "safe: " + ("; ".join(anchors.safe) or "none"),
+            "unsafe: " + "; ".join(anchors.unsafe),
+        ]
+    )
+    results = _results(run)
+    return "\n".join(
+        [
+            *metadata,
+            "---",
+            f"# {config.policy.model}, made safer with sdr1",
+            "",
+            "## Where it comes from",
+            f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}",
+            f"- data: prompts of {config.prompts.path}; no pictures but the model's own",
+            f"- reward: {config.reward.kind} agreement in {config.reward.model}, alpha {config.reward.alpha}",
+            *[f"- anchors, {each}" for each in phrases],
+            f"- method: SafeDiffusion-R1 (arXiv 2605.18719), {found.state.iteration} iterations, "
+            f"{found.state.updates} updates, {config.policy.trainable} training, seed {config.seed}",
+            "",
+            "## Results",
+            *(results or ["Not judged yet: `sdr1 evaluate` writes what belongs here."]),
+            "",
+            "## Use",
+            "",
+            f"    pipeline = {_LOADING[part]}",
+            "",
+            "## Intended use and limits",
+            _USE,
+            "",
+            "## Licence",
+            "The base model's licence, with its use restrictions, holds for these weights too.",
+            "",
+            "## Config",
+            "",
+            "```yaml",
+            annotated_yaml(config).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _results(run: Path) -> list[str]:
+    rows = []
+    for path in (run / "summary.json", run.parent / "summary.json"):
+        if path.is_file():
+            rows += _rates(json.loads(path.read_text(encoding="utf-8")))
+    journal = run / "metrics.jsonl"
+    if journal.is_file():
+        last = journal.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        for name, value in json.loads(last[0]).items() if last else ():
+            if name in ("reward_safe", "reward_unsafe", "unsafe_rate", "kl"):
+                rows.append(f"- last iteration's rollouts, {name}: {value:.4g}")
+    return rows
+
+
+def _rates(summary: dict[str, Any]) -> list[str]:
+    if not {"before", "after"} <= summary.keys():
+        return []
+    before, after = summary["before"], summary["after"]
+    return [
+        f"- {name}: {before[name]:.1%} before, {after[name]:.1%} after"
+        for name in ("unsafe_trained", "unsafe_generic", "false_alarm")
+        if name in before
+    ] + [f"- utility: {before['utility']['overall']:.1%} before, {after['utility']['overall']:.1%} after"]
+
+
+def _push(folder: Path, repository: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push-to-hub: {repository!r}: {str(error).splitlines()[0]}; {folder} is complete: log in with `hf auth "
+            "login` and upload it"
+        ) from error

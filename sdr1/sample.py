@@ -1,0 +1,115 @@
+"""Pictures of prompts x seeds, before and after training, with any of diffusers' schedulers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sdr1 import checkpoint
+from sdr1.config import validate
+from sdr1.errors import UserError
+from sdr1.policy import load_pipeline
+
+
+class Sampling(NamedTuple):
+    """How to draw: a diffusers scheduler class, steps and guidance scale."""
+
+    scheduler: str = "DDIMScheduler"
+    steps: int = 50
+    guidance_scale: float = 5.0
+
+
+def sample(
+    model: str, texts: list[str], seeds: list[int], out: Path, sampling: Sampling, base: str | None = None
+) -> Path:
+    """Write `before/` and `after/PROMPT-SEED.png` and the sheet `grid.png` into `out`; returns the sheet.
+
+    `model` is a run directory, a pipeline folder, a hub id or `sandbox`; `base` is drawn as before, by default what a
+    run started from, else nothing is. Each picture is one call of the pipeline with a generator of its seed, so plain
+    diffusers makes the same.
+
+    Raises:
+        UserError: no such model or scheduler.
+    """
+    folder, origin = _resolve(model)
+    sides = {"before": base or origin, "after": folder}
+    rows: list[list[np.ndarray]] = [[] for _ in texts]
+    for side, name in sides.items():
+        if name is None:
+            continue
+        pipeline = load_pipeline(name)
+        pipeline.scheduler = make_scheduler(sampling.scheduler, pipeline.scheduler.config)
+        (out / side).mkdir(parents=True, exist_ok=True)
+        for row, text in enumerate(texts):
+            for seed in seeds:
+                picture = pipeline(
+                    text,
+                    num_inference_steps=sampling.steps,
+                    guidance_scale=sampling.guidance_scale,
+                    generator=torch.Generator().manual_seed(seed),
+                ).images[0]
+                picture.save(out / side / f"{row:03d}-{seed}.png")
+                rows[row].append(np.asarray(picture))
+    return _grid(out / "grid.png", rows, texts, [side for side, name in sides.items() if name], seeds)
+
+
+def make_scheduler(name: str, config: Any) -> Any:
+    """A diffusers scheduler of that class with the pipeline's own noise schedule.
+
+    Raises:
+        UserError: there is no such class, or it needs a library that is not here.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if kind is None or not hasattr(kind, "set_timesteps"):
+        raise UserError(
+            f"--scheduler: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler, EulerAncestralDiscreteScheduler, "
+            "DPMSolverMultistepScheduler, PNDMScheduler"
+        )
+    try:
+        return kind.from_config(config)
+    except ImportError as error:
+        raise UserError(f"--scheduler: {name!r}: {str(error).splitlines()[0]}") from error
+
+
+def _resolve(model: str) -> tuple[str, str | None]:
+    """The pipeline of `model`, and of what it was trained from where that is known."""
+    run = Path(model)
+    if not checkpoint.folder_of(run).is_dir():
+        return model, None
+    found = checkpoint.newest(run)
+    if found is None or not (run / "model").is_dir():
+        raise UserError(f"MODEL: {model!r}: the run has no model yet; use `sdr1 export {model}`")
+    return str(run / "model"), validate(found.config).policy.model
+
+
+def _grid(
+    path: Path, rows: list[list[np.ndarray]], texts: list[str], sides: list[str], seeds: list[int]
+) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = len(sides) * len(seeds)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.6 * columns + 1, 1.7 * len(rows) + 0.4), squeeze=False
+    )
+    titles = [f"{side}, {seed}" for side in sides for seed in seeds]
+    for line, pictures, text in zip(axes, rows, texts, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(text[:60], fontsize=6, wrap=True)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=7)
+    figure.tight_layout()
+    draft = path.with_name(f".{path.name}")
+    figure.savefig(draft, dpi=90, format="png")
+    draft.replace(path)
+    plt.close(figure)
+    return path

@@ -1,0 +1,65 @@
+"""Exports: plain diffusers in a process without sdr1 makes the pictures of `sdr1 sample`; the card says what it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdr1.errors import UserError
+from sdr1.export import export
+from sdr1.sample import Sampling, sample
+from sdr1.train import train
+
+PLAIN = """
+import sys
+class Refuse:
+    def find_spec(self, name, *_):
+        assert name.split(".")[0] not in ("sdr1", "ray", "mlflow"), name
+sys.meta_path.insert(0, Refuse())
+import torch
+from diffusers import StableDiffusionPipeline
+folder, out = sys.argv[1:]
+pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+for seed in (0, 5):
+    noise = torch.Generator().manual_seed(seed)
+    picture = pipeline("a red circle", num_inference_steps=4, guidance_scale=2.5, generator=noise).images[0]
+    picture.save(f"{out}/{seed}.png")
+"""
+
+
+def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
+    train(small(1, learner={"learning_rate": 1e-2}), local=True)
+    run, out = tmp_path / "run", tmp_path / "safer"
+    export(run, out)
+    sample(str(run), ["a red circle"], [0, 5], tmp_path / "pictures", Sampling("DDIMScheduler", 4, 2.5))
+    subprocess.run(
+        [sys.executable, "-c", PLAIN, out, tmp_path],
+        check=True,
+        cwd=tmp_path,
+        env={"OMP_NUM_THREADS": "1", "PATH": ""},
+    )
+    for seed in (0, 5):
+        plain = np.asarray(Image.open(tmp_path / f"{seed}.png"))
+        ours = np.asarray(Image.open(tmp_path / "pictures" / "after" / f"000-{seed}.png"))
+        base = np.asarray(Image.open(tmp_path / "pictures" / "before" / f"000-{seed}.png"))
+        assert np.array_equal(plain, ours)
+        assert not np.array_equal(ours, base)
+    card = (out / "README.md").read_text()
+    for said in ("base: sandbox", "anchors", "Intended use", "Licence", "learning_rate: 0.01"):
+        assert said in card
+    lora = export(run, tmp_path / "lora", "lora")
+    assert [p.name for p in lora.glob("*.safetensors")] == ["pytorch_lora_weights.safetensors"]
+    assert (export(run, tmp_path / "unet", "unet") / "config.json").is_file()
+    with pytest.raises(UserError, match="exists already"):
+        export(run, out)
+    with pytest.raises(UserError, match="no such scheduler"):
+        sample(str(run), ["x"], [0], tmp_path / "p", Sampling("StableDiffusionPipeline"))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="RUN: .*holds no checkpoint"):
+        export(tmp_path, tmp_path / "out")
