@@ -33,10 +33,7 @@ def read(source: PromptSource | str) -> list[Prompt]:
         from sdr1.sandbox.prompts import training_prompts
 
         return [Prompt(prompt.text, prompt.label) for prompt in training_prompts(safe=600, unsafe=200)]
-    if path.startswith(HUB):
-        rows = _hub(path)
-    else:
-        rows = _file(Path(path), path)
+    rows = _hub(path) if path.startswith(HUB) else _file(Path(path), path)
     if not rows:
         raise UserError(f"prompts.path: {path!r}: the file holds no prompt; write one a line")
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
