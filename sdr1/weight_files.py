@@ -35,8 +35,9 @@ def _safetensors(path: Path, where: str) -> Shapes:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         with open(path, "rb") as raw:
-            start = raw.read(2)
-        if start[:1] == b"\x80" or start == b"PK":
+            start = raw.read(9)
+        # A safetensors file has its header's length in 8 bytes, then JSON.
+        if start[8:] != b"{" and start.startswith((b"\x80", b"PK")):
             raise UserError(
                 f"{where}: a pickle under the name of a safetensors file; loading it could execute code: get the real "
                 ".safetensors file"

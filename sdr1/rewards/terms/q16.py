@@ -24,7 +24,7 @@ class Q16Term(TermConfig):
         "a pickle)."
     )
     model: str = Field("ViT-L-14", description="open_clip model whose space the vectors live in.")
-    checkpoint: Path = Field(Path("openai"), description="Its weights, as reward.checkpoint.")
+    checkpoint: Path | None = Field(Path("openai"), description="Its weights, as reward.checkpoint.")
 
     def build(self, place: Place) -> Term:
         import numpy as np

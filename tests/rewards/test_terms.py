@@ -1,0 +1,147 @@
+"""Reward terms: their values by hand, sums, normalisation, judges, HTTP, the user's own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdr1.config import validate
+from sdr1.errors import TrainingError, UserError
+from sdr1.rewards.embedder import Embedder
+from sdr1.rewards.scorer import Scorer
+from sdr1.types import Prompt
+
+SAFE, UNSAFE = Prompt("a red circle", "safe"), Prompt("a skull", "unsafe")
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+
+
+def scorer(**reward) -> Scorer:
+    return Scorer(validate({"reward": {"anchors": "sandbox", **reward}}).reward)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    held = types.ModuleType("own_rewards")
+    held.brightness = lambda device, scale=1.0: lambda images, prompt: scale * images.mean(axis=(1, 2, 3))
+    held.broken = lambda device: lambda images, prompt: np.zeros(2)
+    monkeypatch.setitem(sys.modules, "own_rewards", held)
+
+
+def test_kinds_by_hand():
+    embedder = Embedder("sandbox", None, "cpu")
+    for prompt, sign in ((SAFE, 1), (UNSAFE, -1)):
+        agreement = (embedder.images(IMAGES) @ embedder.texts([prompt.text])[0]).numpy()
+        assert np.allclose(scorer(kind="plain").score(IMAGES, prompt).rewards, agreement)
+        assert np.allclose(scorer(kind="negative").score(IMAGES, prompt).rewards, sign * agreement)
+    assert not np.allclose(scorer().score(IMAGES, UNSAFE).rewards, agreement)
+
+
+def test_a_weighted_sum_with_normalised_terms(module):
+    own = {"import": "own_rewards:brightness", "options": {"scale": 3.0}, "weight": 0.5, "normalise": True}
+    made = scorer(kind="plain", weight=2.0, terms={"own": own}).score(IMAGES, SAFE)
+    main = scorer(kind="plain").score(IMAGES, SAFE)
+    light = 3 * IMAGES.mean(axis=(1, 2, 3))
+    normal = (light - light.mean()) / light.std(ddof=1)
+    assert np.allclose(made.rewards, 2 * main.rewards + 0.5 * normal, atol=1e-4)
+    assert made.terms == {"main": pytest.approx(main.rewards.mean()), "own": pytest.approx(light.mean())}
+    assert main.terms == {}
+
+
+def test_a_term_without_a_model_shares_the_main_one(monkeypatch):
+    loaded = []
+    real = Embedder.__init__
+    monkeypatch.setattr(Embedder, "__init__", lambda self, *a, **k: loaded.append(a) or real(self, *a, **k))
+    made = scorer(terms={"quality": {"kind": "plain"}}).score(IMAGES, SAFE)
+    assert len(loaded) == 1
+    assert made.terms["quality"] == pytest.approx(made.terms["main"])
+
+
+def test_wrong_own_rewards(module):
+    with pytest.raises(UserError, match=r"reward\.terms\.x\.import: 'nowhere:f'.*PYTHONPATH"):
+        scorer(terms={"x": {"import": "nowhere:f"}})
+    with pytest.raises(UserError, match=r"reward\.terms\.x\.options"):
+        scorer(terms={"x": {"import": "own_rewards:brightness", "options": {"size": 1}}})
+    with pytest.raises(TrainingError, match=r"reward\.terms\.x: gave shape \(2,\) for 4 images"):
+        scorer(terms={"x": {"import": "own_rewards:broken"}}).score(IMAGES, SAFE)
+
+
+def test_judges_are_penalties(monkeypatch, tmp_path):
+    class Detector:
+        def detect(self, image):
+            # Red is the last channel: the image was handed over as BGR.
+            return [{"class": "BELLY_EXPOSED", "score": image[..., 2].mean() / 255}]
+
+    monkeypatch.setattr("nudenet.NudeDetector", Detector)
+    red = np.zeros((2, 8, 8, 3), np.uint8)
+    red[1, ..., 0] = 255
+    made = scorer(terms={"nude": {"kind": "nudenet"}}).score(red, SAFE)
+    assert made.terms["nude"] == -0.5
+    embedder = Embedder("sandbox", None, "cpu")
+    from sdr1.sandbox import CLIP
+
+    # The unsafe vector is the first image's own embedding: only that one is nearer to it.
+    vectors = np.stack([embedder.images(IMAGES)[1:].mean(0).numpy(), embedder.images(IMAGES)[0].numpy()])
+    np.save(tmp_path / "q16.npy", vectors)
+    options = {
+        "kind": "q16",
+        "prompts": str(tmp_path / "q16.npy"),
+        "model": f"local-dir:{CLIP}",
+        "checkpoint": None,
+    }
+    assert scorer(terms={"q": options}).score(IMAGES[:1], SAFE).terms["q"] == -1
+    np.save(tmp_path / "q16.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"reward\.terms\.q\.prompts.*not a \.npy array"):
+        scorer(terms={"q": options})
+
+
+@pytest.fixture
+def judge():
+    """A judge that fails once, then says how bright each image is."""
+    calls: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            calls.append(len(body["images"]))
+            if len(calls) == 1:
+                self.send_error(503)
+                return
+            pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in body["images"]]
+            answer = json.dumps({"unsafe": [float(picture.mean() / 255) for picture in pictures]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/judge?token=hidden", calls
+    server.shutdown()
+
+
+def test_http_judge_in_batches_with_retries(judge):
+    url, calls = judge
+    made = scorer(terms={"far": {"kind": "http", "url": url, "batch": 3}}).score(IMAGES, SAFE)
+    assert made.terms["far"] == pytest.approx(-(IMAGES / 255).mean(), abs=1e-5)
+    assert calls == [3, 3, 1]
+
+
+def test_http_judge_that_is_away_stops_training_without_its_token():
+    term = {"kind": "http", "url": "http://127.0.0.1:9/?token=hidden", "retries": 0}
+    with pytest.raises(
+        TrainingError, match=r"reward\.terms\.far: the judge at 127\.0\.0\.1:9 failed 1 times"
+    ) as e:
+        scorer(terms={"far": term}).score(IMAGES, SAFE)
+    assert "hidden" not in str(e.value)

@@ -1,0 +1,139 @@
+"""Wrong model files: one line each, naming field, value and fix, from headers alone."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from sdr1 import pipeline_files, weight_files
+from sdr1.config import PolicyConfig
+from sdr1.errors import UserError
+from sdr1.sandbox import PIPELINE
+from tests import tiny
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def truncated(folder: Path) -> None:
+    (folder / UNET).write_bytes((folder / UNET).read_bytes()[:-1000])
+
+
+def disguised(folder: Path) -> None:
+    (folder / UNET).write_bytes(pickle.dumps({"weight": [1.0]}))
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / UNET).unlink()
+    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
+
+
+def other_weights(folder: Path) -> None:
+    safetensors.torch.save_file({"conv_in.weight": torch.zeros(1)}, folder / UNET)
+
+
+BAD = {
+    "truncated": (truncated, ["truncated", "fetch"]),
+    "pickle under another name": (disguised, ["pickle", "execute code", ".safetensors"]),
+    "only a pickle": (only_a_pickle, ["unet/", "pickle", "safe_serialization"]),
+    "other weights": (other_weights, ["unet/", "missing", "of another shape", "conv_in.weight"]),
+    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ["no tokenizer", "copy"]),
+    "tokenizer not in the index": (
+        lambda folder: tiny.edit(folder / "model_index.json", tokenizer=[None, None]),
+        ["no tokenizer", "model_index.json"],
+    ),
+    "SDXL": (
+        lambda folder: tiny.edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline"),
+        ["StableDiffusionXLPipeline", "1.x"],
+    ),
+    "parts of two models": (
+        lambda folder: tiny.edit(folder / "text_encoder" / "config.json", hidden_size=768),
+        ["768", "take unet/ and text_encoder/ from one"],
+    ),
+    "inpainting": (
+        lambda folder: tiny.edit(folder / "unet" / "config.json", in_channels=9),
+        ["9", "inpaint"],
+    ),
+    "odd prediction": (
+        lambda folder: tiny.edit(folder / "scheduler" / "scheduler_config.json", prediction_type="flow"),
+        ["'flow'", "v_prediction"],
+    ),
+    "torn config": (
+        lambda folder: (folder / "vae" / "config.json").write_text("{"),
+        ["vae/config.json", "fetch"],
+    ),
+    "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), ["unet/config.json", "missing"]),
+}
+
+
+@pytest.mark.parametrize(("damage", "parts"), BAD.values(), ids=BAD)
+def test_a_damaged_pipeline(tmp_path, damage, parts):
+    folder = tmp_path / "model"
+    shutil.copytree(PIPELINE, folder)
+    pipeline_files.check(PolicyConfig(model=str(folder)))
+    damage(folder)
+    refused(PolicyConfig(model=str(folder)), ["policy.model", str(folder), *parts])
+
+
+def refused(config: PolicyConfig, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        pipeline_files.check(config)
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_a_size_that_the_vae_cannot_make():
+    refused(PolicyConfig(size=21), ["policy.size: 21", "multiple of"])
+
+
+def test_a_variant_that_is_not_there():
+    refused(PolicyConfig(variant="fp16"), ["fp16.safetensors", "policy.variant"])
+
+
+def test_an_unreachable_hub_id(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(
+        PolicyConfig(model="someone/model", revision="v9"), ["'someone/model'", "'v9'", "give the folder"]
+    )
+
+
+def test_single_files(tmp_path):
+    file = tmp_path / "model.ckpt"
+    file.touch()
+    refused(PolicyConfig(model=str(file)), ["model.ckpt", "pickle", "convert"])
+    file = tmp_path / "xl.safetensors"
+    name = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
+    safetensors.torch.save_file({name: torch.zeros(1280)}, file)
+    refused(PolicyConfig(model=str(file)), ["xl.safetensors", "'xl_base'", "1.x or 2.x"])
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(PolicyConfig(model=str(file)), ["truncated"])
+
+
+def test_a_unet_that_does_not_fit(tmp_path):
+    refused(PolicyConfig(unet=tmp_path / "no.safetensors"), ["policy.unet", "no such file"])
+    refused(PolicyConfig(unet=tmp_path), ["policy.unet", "no config.json"])
+    shutil.copytree(PIPELINE / "unet", tmp_path / "unet")
+    tiny.edit(tmp_path / "unet" / "config.json", cross_attention_dim=768)
+    refused(PolicyConfig(unet=tmp_path / "unet"), ["policy.unet", "768", "same family"])
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("/nonexistent/executed", "w"))
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save({"state_dict": Evil()}, file)
+    with pytest.raises(UserError, match="could execute code"):
+        weight_files.state_dict(file, "reward.checkpoint")
+    torch.save({"state_dict": {"a": torch.zeros(2, 3)}}, file)
+    assert weight_files.shapes(file, "x") == {"a": (2, 3)}
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="truncated or damaged"):
+        weight_files.shapes(file, "x")
