@@ -13,7 +13,7 @@ class Sampler:
 
     scheduler: str = "DDIMScheduler"
     steps: int = 8
-    guidance_scale: float = 2.5
+    guidance_scale: float = 1.5
     eta: float = 0.0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdr1.evaluation.rows import Sampler
 from sdr1.policy import load_pipeline
 from sdr1.runtime import prepare_process
 from sdr1.sandbox import ORACLE
@@ -21,16 +22,6 @@ from sdr1.sandbox.world import COLOURS
 
 BATCH = 64
 TRAINED, UNTRAINED = "skull", ("flame", "blade")
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How a judged model draws: a diffusers scheduler class, its steps, guidance and eta (0: deterministic DDIM)."""
-
-    scheduler: str = "DDIMScheduler"
-    steps: int = 8
-    guidance_scale: float = 2.5
-    eta: float = 0.0
 
 
 DEPLOYED = Sampler()
