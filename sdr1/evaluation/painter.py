@@ -14,7 +14,6 @@ from PIL import Image
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Row
 
-
 _OWN: dict[str, dict[str, Any]] = {"PNDMScheduler": {"skip_prk_steps": True}}
 
 

@@ -73,7 +73,16 @@ def test_a_malicious_pickle_is_refused_without_executing(evil, tmp_path):
     assert target.exists() or evil is EvilStorage, "the file is what it claims to be"
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"a": 1, "b": 2}), pickle.dumps("text"), pickle.dumps(np.array(["a", 1], dtype=object))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage",
+        pickle.dumps({"a": 1, "b": 2}),
+        pickle.dumps("text"),
+        pickle.dumps(np.array(["a", 1], dtype=object)),
+    ],
+)
 def test_what_is_no_array_is_one_line(content, tmp_path):
     path = tmp_path / "prompts.p"
     path.write_bytes(content)
