@@ -31,7 +31,7 @@ def small(tmp_path: Path) -> Any:
             "tracking": {"enabled": False},
         }
         for name, fields in sections.items():
-            values[name] = {**values[name], **fields}
+            values[name] = {**values.get(name, {}), **fields}
         return validate({"iterations": iterations, **values})
 
     return make
