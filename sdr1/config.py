@@ -192,12 +192,6 @@ def bounds(workers: int | Elastic) -> Elastic:
 
 class RolloutConfig(Section):
     workers: Workers = Field(1, description="Rollout actors: a number, or {min, max} for an elastic fleet.")
-    unguided_iterations: int = Field(
-        0,
-        ge=0,
-        description="First iterations that sample without guidance whatever policy.guidance_scale says: a group then "
-        "holds more different pictures, so safe ones are found sooner, and a step costs one UNet evaluation.",
-    )
     max_staleness: int = Field(
         0,
         ge=0,
@@ -341,10 +335,6 @@ class Config(Section):
     @property
     def images_per_iteration(self) -> int:
         return self.prompts.per_iteration * self.rollout.group_size
-
-    def guidance_scale(self, iteration: int) -> float:
-        """Guidance of the rollouts and the learner in an iteration."""
-        return 1.0 if iteration < self.rollout.unguided_iterations else self.policy.guidance_scale
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""

@@ -40,16 +40,14 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
     transitions = images * len(window)
     per_update = transitions // updates
     passes = -(-size * len(window) // config.learner.micro_batch) * groups
-    guided = 1 if config.guidance_scale(config.iterations - 1) == 1 else 2
+    guided = 1 if config.policy.guidance_scale == 1 else 2
     reference, reference_note = _groups_with_kl(config)
     unsafe = config.prompts.unsafe_per_iteration
     split = "labels as the prompts come" if unsafe is None else f"{unsafe} unsafe, {groups - unsafe} safe"
     sampling = images * steps * guided
     reference_evaluations = reference * size * len(window) * guided
     learning = transitions * guided
-    unguided = config.rollout.unguided_iterations if guided == 2 else 0
     doubled = "" if guided == 1 else " x 2 for guidance"
-    doubled += f" (half of it in the first {unguided} iterations)" if unguided else ""
     return [
         ("groups", f"{groups} ({split})"),
         ("images", f"{images:,} = {groups} groups x {size}"),

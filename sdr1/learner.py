@@ -142,7 +142,7 @@ class Learner:
             following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
             old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
             steps = torch.from_numpy(trajectory.steps[k]).to(device)
-            mean, sigma = self._policy.transition(latents, steps, task.prompt.text, task.guidance_scale)
+            mean, sigma = self._policy.transition(latents, steps, task.prompt.text)
             log_probs = ddim.log_prob(following, mean, sigma)
             loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
             if trajectory.reference_means is not None:

@@ -59,7 +59,7 @@ def _prompts(config: Config) -> dict[str, Any]:
 
 
 def _counts(config: Config) -> dict[str, Any]:
-    guided = 1 if config.guidance_scale(config.iterations - 1) == 1 else 2
+    guided = 1 if config.policy.guidance_scale == 1 else 2
     window = len(config.policy.window)
     updates = config.prompts.per_iteration // config.groups_per_update
     unsafe = config.prompts.unsafe_per_iteration

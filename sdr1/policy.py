@@ -132,7 +132,6 @@ class Policy:
         latents_BCHW: torch.Tensor,
         steps_B: torch.Tensor,
         text: str,
-        guidance_scale: float,
         *,
         noisy: bool = True,
         reference: bool = False,
@@ -142,7 +141,7 @@ class Policy:
         `steps_B` are positions in the schedule, int64; `noisy` False takes eta = 0.
         """
         times = self._timesteps[steps_B]
-        prediction = self._predict(latents_BCHW, times, text, guidance_scale, reference)
+        prediction = self._predict(latents_BCHW, times, text, reference)
         eta = self.config.eta if noisy else 0.0
         bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
         return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
@@ -152,7 +151,6 @@ class Policy:
         latents_BCHW: torch.Tensor,
         times_B: torch.Tensor,
         text: str,
-        guidance_scale: float,
         reference: bool,
     ) -> torch.Tensor:
         unet = self.unet
@@ -165,14 +163,14 @@ class Policy:
         size = len(latents_BCHW)
         conditional = self.embed(text).expand(size, -1, -1)
         with context, self._autocast():
-            if guidance_scale == 1:
+            if self.config.guidance_scale == 1:
                 return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample.float()
             states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
             both = unet(
                 latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
             ).sample
         without, with_prompt = both.float().chunk(2)
-        return without + guidance_scale * (with_prompt - without)
+        return without + self.config.guidance_scale * (with_prompt - without)
 
     def _autocast(self) -> AbstractContextManager:
         if self.config.precision == "float32":
@@ -192,7 +190,7 @@ class Policy:
         for step in range(self.config.steps):
             noisy = step in window
             steps = torch.full((group_size,), step, device=self.device)
-            given = latents, steps, task.prompt.text, task.guidance_scale
+            given = latents, steps, task.prompt.text
             mean, sigma = self.transition(*given, noisy=noisy)
             if not noisy:
                 latents = mean

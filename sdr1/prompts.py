@@ -143,10 +143,7 @@ class PromptStream:
             for offset in range(count)
         ]
         return [
-            GroupTask(
-                self._config.seed, iteration, g, prompt, version, self._config.guidance_scale(iteration)
-            )
-            for g, prompt in enumerate(prompts)
+            GroupTask(self._config.seed, iteration, g, prompt, version) for g, prompt in enumerate(prompts)
         ]
 
     def _index(self, pool: int, size: int, position: int) -> int:

@@ -36,8 +36,6 @@ class GroupTask:
     group: int
     prompt: Prompt
     version: int
-    guidance_scale: float
-    """Classifier-free guidance of its rollout, and of the log-probs that the learner compares; 1 is without."""
 
     def noise_seed(self, *key: int | str) -> int:
         """A 63-bit seed for one stream of this group's noise, e.g. `noise_seed("latent", sample)`."""

@@ -24,7 +24,7 @@ def scores(rewards: list[float]) -> Scores:
 
 def learner_and_group(config, prompt=SAFE):
     policy = Policy(config.policy, seed=config.seed, reference=True)
-    task = GroupTask(config.seed, 0, 0, prompt, version=0, guidance_scale=config.policy.guidance_scale)
+    task = GroupTask(config.seed, 0, 0, prompt, version=0)
     rollout = policy.rollout(task, config.rollout.group_size, with_reference=config.has_kl(prompt.label))
     return Learner(config, policy), policy, task, rollout.trajectory
 
@@ -53,9 +53,7 @@ def test_gradient_equals_a_loop_over_timesteps(small, trainable):
             torch.from_numpy(trajectory.states[k]),
             torch.from_numpy(trajectory.states[k + 1]),
         )
-        mean, sigma = policy.transition(
-            latents, torch.full((3,), int(step)), task.prompt.text, task.guidance_scale
-        )
+        mean, sigma = policy.transition(latents, torch.full((3,), int(step)), task.prompt.text)
         log_probs = ddim.log_prob(following, mean, sigma)
         # rho is 1 and the KL stationary here, so the gradient is the plain policy gradient's.
         (-(advantages * log_probs).mean() / len(trajectory.steps)).backward()
@@ -108,9 +106,7 @@ def test_an_update_raises_the_likelihood_of_the_better_image(small):
     learner.step()
     latents, following = torch.from_numpy(trajectory.states[0]), torch.from_numpy(trajectory.states[1])
     with torch.no_grad():
-        mean, sigma = policy.transition(
-            latents, torch.zeros(3, dtype=torch.long), task.prompt.text, task.guidance_scale
-        )
+        mean, sigma = policy.transition(latents, torch.zeros(3, dtype=torch.long), task.prompt.text)
     gain = ddim.log_prob(following, mean, sigma) - torch.from_numpy(trajectory.log_probs[0])
     assert gain[2] > gain[:2].max()
 
@@ -127,7 +123,7 @@ def test_the_learning_rate_falls_linearly_towards_a_tenth(small, start, kept):
     learner, policy, _, _ = learner_and_group(config)
     rates = []
     for iteration in range(4):
-        task = GroupTask(0, iteration, 0, UNSAFE, version=iteration, guidance_scale=2.0)
+        task = GroupTask(0, iteration, 0, UNSAFE, version=iteration)
         rollout = policy.rollout(task, 3, with_reference=False)
         learner.accumulate(task, rollout.trajectory, scores([0.1, 0.3, 0.2]))
         rates.append(learner.step().learning_rate)

@@ -9,7 +9,7 @@ from sdr1.types import GroupReport, GroupTask, IterationReport, Prompt, UpdateRe
 
 
 def group(index: int, label: str, reward: float, kl: float | None, unsafe: float) -> GroupReport:
-    task = GroupTask(0, 3, index, Prompt("a thing", label), version=2, guidance_scale=2.0)
+    task = GroupTask(0, 3, index, Prompt("a thing", label), version=2)
     return GroupReport(task, reward, 0.1, unsafe, 0.0, kl, 0.25, (1e-7 * (index + 1), 0.0), seconds=1.0)
 
 

@@ -8,9 +8,7 @@ import torch
 from sdr1.policy import Policy, load_pipeline
 from sdr1.types import GroupTask, Prompt
 
-TASK = GroupTask(
-    seed=3, iteration=1, group=2, prompt=Prompt("two blue squares", "safe"), version=0, guidance_scale=2.0
-)
+TASK = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two blue squares", "safe"), version=0)
 
 
 def test_a_group_depends_on_the_task_alone(small):
@@ -50,13 +48,13 @@ def test_lora_starts_as_the_base_and_reference_ignores_training(small):
         torch.zeros(2, dtype=torch.long),
     )
     with torch.no_grad():
-        base, _ = policy.transition(latents, steps, "a ring", 2.0, reference=True)
-        trained, _ = policy.transition(latents, steps, "a ring", 2.0)
+        base, _ = policy.transition(latents, steps, "a ring", reference=True)
+        trained, _ = policy.transition(latents, steps, "a ring")
         assert torch.allclose(base, trained, atol=1e-6)
         for parameter in policy.parameters:
             parameter.add_(0.05)
-        moved, _ = policy.transition(latents, steps, "a ring", 2.0)
-        still, _ = policy.transition(latents, steps, "a ring", 2.0, reference=True)
+        moved, _ = policy.transition(latents, steps, "a ring")
+        still, _ = policy.transition(latents, steps, "a ring", reference=True)
     assert torch.equal(base, still)
     assert not torch.allclose(base, moved, atol=1e-4)
 

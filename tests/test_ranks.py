@@ -37,10 +37,10 @@ def _train(values: dict, updates: int, ranks: Ranks) -> tuple[np.ndarray, list]:
     reports = []
     for update in range(updates):
         for group, prompt in enumerate([Prompt("a red circle", "safe"), Prompt("a deadly thing", "unsafe")]):
-            task = GroupTask(config.seed, update, group, prompt, update, config.policy.guidance_scale)
+            task = GroupTask(config.seed, update, group, prompt, update)
             if update:
                 # Off-policy from now on, as with stale groups; the ratio is checked before the first update only.
-                task = GroupTask(config.seed, update, group, prompt, 0, config.policy.guidance_scale)
+                task = GroupTask(config.seed, update, group, prompt, 0)
             rollout = maker.rollout(
                 task, config.rollout.group_size, with_reference=config.has_kl(prompt.label)
             )

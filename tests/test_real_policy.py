@@ -13,7 +13,7 @@ from sdr1.policy import Policy, _add_lora, load
 from sdr1.types import GroupTask, Prompt, Scores
 from tests import tiny
 
-TASK = GroupTask(3, 0, 0, Prompt("two blue squares", "safe"), version=0, guidance_scale=2.0)
+TASK = GroupTask(3, 0, 0, Prompt("two blue squares", "safe"), version=0)
 SCORES = Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0)
 
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from sdr1.types import GroupTask, Prompt
 
-TASK = GroupTask(
-    seed=1, iteration=2, group=3, prompt=Prompt("a red circle", "safe"), version=4, guidance_scale=2.0
-)
+TASK = GroupTask(seed=1, iteration=2, group=3, prompt=Prompt("a red circle", "safe"), version=4)
 small = st.integers(0, 500)
 
 

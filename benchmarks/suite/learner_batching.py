@@ -16,9 +16,7 @@ def main() -> None:
     prepare_process(1)
     config = load("configs/sandbox.yaml", ["learner.kl_weight=0"])
     policy = Policy(config.policy, seed=config.seed)
-    task = GroupTask(
-        0, 0, 0, Prompt("a red circle", "safe"), version=0, guidance_scale=config.policy.guidance_scale
-    )
+    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), version=0)
     trajectory = policy.rollout(task, config.rollout.group_size, with_reference=False).trajectory
     scores = Scores(trajectory.log_probs[0].copy(), None, 0.0)
 
