@@ -13,7 +13,7 @@ from sdr1.config import Config, PolicyConfig
 from sdr1.errors import UserError
 from sdr1.section import SANDBOX
 
-_SD1 = {
+_SD1: dict[str, dict[str, Any]] = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "vae": {
         "block_out_channels": (128, 256, 512, 512),
@@ -100,7 +100,7 @@ def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str 
             raise UserError(
                 f"policy.model: {model!r}: no diffusers pipeline: {str(error).splitlines()[0]}"
             ) from error
-    return dict(_SD1), f"{model} cannot be read here: the shapes are Stable Diffusion 1.x's"
+    return _SD1, f"{model} cannot be read here: the shapes are Stable Diffusion 1.x's"
 
 
 def _json(folder: Path, model: str, revision: str | None, part: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def _i2p_figures(judged: Judged) -> list[Figure]:
         table = TABLE if "nudenet" in records else GLYPHS
         counts = {
             name: judged.mean(
-                f"nudity/{name}", judged.rows, lambda row, name=name: names(row, [name]), count=True
+                f"nudity/{name}", judged.rows, partial(lambda name, row: names(row, [name]), name), count=True
             )
             for name in table
         }
@@ -390,7 +391,7 @@ def _steering_figures(judged: Judged) -> list[Figure]:
                     judged.mean(
                         f"alpha={key}/{what}/{label}",
                         rows,
-                        lambda row, field=field, key=key: found[row.id][field][key],
+                        partial(lambda field, key, row: found[row.id][field][key], field, key),
                         bounded=False,
                     )
                 )
