@@ -118,7 +118,7 @@ def suite(
     Raises:
         UserError: an entry is no mapping with a `protocol`, or as `evaluate`.
     """
-    done = []
+    done: list[dict[str, str]] = []
     for entry in entries:
         if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
             raise UserError(f"suite: {entry!r}: an entry is `protocol: NAME` with settings beside it")
@@ -346,7 +346,8 @@ def _manifest_rows(folder: Path) -> list[Row] | None:
                 line["prompt"],
                 line["seed"],
                 Sampler(line["sampler"], line["steps"], line["guidance"], line["eta"]),
-                *line["size"],
+                line["size"][0],
+                line["size"][1],
                 line["facts"],
             )
             for line in lines

@@ -6,7 +6,6 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def _storage(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
-def _numpy_reconstruct() -> Callable[..., Any]:
+def _numpy_reconstruct() -> Any:
     return np.empty(0).__reduce__()[0]
 
 
