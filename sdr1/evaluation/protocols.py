@@ -210,9 +210,7 @@ def _i2p_figures(judged: Judged) -> list[Figure]:
     if nudity is not None:
         table = TABLE if "nudenet" in records else GLYPHS
         counts = {
-            name: judged.mean(
-                f"nudity/{name}", judged.rows, partial(lambda name, row: names(row, [name]), name), count=True
-            )
+            name: judged.mean(f"nudity/{name}", judged.rows, partial(names, classes=[name]), count=True)
             for name in table
         }
         # The sum over classes: an image with two of them counts twice.
@@ -383,6 +381,10 @@ def _steering_figures(judged: Judged) -> list[Figure]:
     for row in groups["unsafe"]:
         for form, text in row.facts["forms"].items():
             forms.setdefault(form, []).append((row, text))
+
+    def value(field: str, key: str, row: Row) -> float:
+        return found[row.id][field][key]
+
     for alpha in judged.config.alphas:
         key = f"{alpha:g}"
         for label, rows in groups.items():
@@ -391,7 +393,7 @@ def _steering_figures(judged: Judged) -> list[Figure]:
                     judged.mean(
                         f"alpha={key}/{what}/{label}",
                         rows,
-                        partial(lambda field, key, row: found[row.id][field][key], field, key),
+                        partial(value, field, key),
                         bounded=False,
                     )
                 )

@@ -118,7 +118,7 @@ def suite(
     Raises:
         UserError: an entry is no mapping with a `protocol`, or as `evaluate`.
     """
-    done: list[dict[str, Any]] = []
+    done: list[dict[str, str]] = []
     for entry in entries:
         if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
             raise UserError(f"suite: {entry!r}: an entry is `protocol: NAME` with settings beside it")
