@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SEEDS ?= 101 102 103
+# Of `make ablation`: pictures behind a rate, cells and iterations (empty: all, the preset's).
+IMAGES ?= 100
+CELLS ?=
+ITERATIONS ?=
 
 # glibc gives large tensors back to the kernel after every operation and pays page faults for the next one;
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation-noise chaos clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation ablation-noise chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -50,6 +54,10 @@ ablation-noise: setup ## initial noise and noise window measured apart, in outpu
 	  $(MALLOC) $(BIN)/sdr1 sandbox demo --out "outputs/ablation-noise/$$initial-$$window" \
 	    policy.initial_noise=$$initial "policy.noise_window=$$window"; \
 	done; done
+
+ablation: setup ## rewards and alphas on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
+	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \
+	  $(addprefix --only ,$(CELLS)) $(if $(ITERATIONS),iterations=$(ITERATIONS))
 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
 	$(MALLOC) $(BIN)/python -m tests.distributed.chaos

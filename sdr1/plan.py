@@ -119,20 +119,20 @@ def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[
         made.unet.train(config.policy.gradient_checkpointing)
         evaluate(1).sum().backward()
         training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
-    forward, training = forward / (group * guided), training / (micro * guided)
-    reference = evaluations["reference"] * forward
-    sampled = evaluations["rollout"] * forward + decode / slices
+    evaluation, learning_evaluation = forward / (group * guided), training / (micro * guided)
+    reference = evaluations["reference"] * evaluation
+    sampled = evaluations["rollout"] * evaluation + decode / slices
     return {
-        "unet_evaluation": forward,
-        "unet_evaluation_with_backward": training,
+        "unet_evaluation": evaluation,
+        "unet_evaluation_with_backward": learning_evaluation,
         "text_encoding": text,
         "per_image": {
             "rollout": sampled + reference,
             "reward": score / batch,
-            "learner": evaluations["learner"] * training,
+            "learner": evaluations["learner"] * learning_evaluation,
         },
         "per_iteration": config.images_per_iteration
-        * (sampled + reference + score / batch + evaluations["learner"] * training),
+        * (sampled + reference + score / batch + evaluations["learner"] * learning_evaluation),
         "peaks": {"rollout": max(sampling, decoding), "reward": scoring, "learner": learning},
     }
 

@@ -13,7 +13,7 @@ from sdr1.config import Config, PolicyConfig
 from sdr1.errors import UserError
 from sdr1.section import SANDBOX
 
-_SD1 = {
+_SD1: dict[str, dict[str, Any]] = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "vae": {
         "block_out_channels": (128, 256, 512, 512),
