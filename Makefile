@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SEEDS ?= 101 102 103
+# Of `make ablation`: pictures behind a rate, cells and iterations (empty: all, the preset's).
+IMAGES ?= 100
+CELLS ?=
+ITERATIONS ?=
 
 # glibc gives large tensors back to the kernel after every operation and pays page faults for the next one;
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation-noise report chaos clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation ablation-noise report chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -59,6 +63,10 @@ report: setup ## base and trained model of the sandbox through the whole suite, 
 	$(MALLOC) $(BIN)/sdr1 evaluate suite --model $(DEMO_MODEL) --out outputs/evaluation/trained
 	$(BIN)/sdr1 report base=outputs/evaluation/base trained=outputs/evaluation/trained \
 	  outputs/demo/run $(wildcard outputs/ablation)
+
+ablation: setup ## rewards and alphas on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
+	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \
+	  $(addprefix --only ,$(CELLS)) $(if $(ITERATIONS),iterations=$(ITERATIONS))
 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
 	$(MALLOC) $(BIN)/python -m tests.distributed.chaos

@@ -391,6 +391,25 @@ def sandbox_demo(
     run(out, seeds=seed or [0], images=images, overrides=overrides or [])
 
 
+@sandbox_app.command("ablation")
+def sandbox_ablation(
+    overrides: Overrides = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="CELL", help="plain, negative, steered, alpha-0.5, ...")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,
+) -> None:
+    """Train under other rewards and alphas and compare; goes on where it was stopped.
+
+    Example: `sdr1 sandbox ablation --seed 1 --only plain --only steered iterations=20`
+    """
+    from sdr1.sandbox.ablation import run
+
+    run(out, seeds=seed or [101, 102, 103], images=images, overrides=overrides or [], only=only or [])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 the run had to stop, 2 the user can mend it, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
