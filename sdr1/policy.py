@@ -99,7 +99,7 @@ class Policy:
             part.requires_grad_(False).eval()
         self._reference_unet = None
         if config.trainable == "lora":
-            _add_lora(self.unet, config, seed)
+            add_lora(self.unet, config, seed)
         else:
             self._reference_unet = copy.deepcopy(self.unet) if reference else None
             self.unet.requires_grad_(True)
@@ -277,7 +277,7 @@ class _AdaptersOff(AbstractContextManager):
         self._unet.enable_adapters()
 
 
-def _add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
+def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
     from peft import LoraConfig
 
     with torch.random.fork_rng(devices=[]):

@@ -61,19 +61,22 @@ def shapes(config: Config) -> Shapes:
     parts, assumed = _part_configs(config.policy)
     clip, size = _encoder_config(config)
     mode = FakeTensorMode()
-    with mode:
+    with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(parts["unet"])
+    unet.requires_grad_(config.policy.trainable == "full")
+    if config.policy.trainable == "lora":
+        from sdr1.policy import add_lora
+
+        add_lora(unet, config.policy, 0)
+    with mode:
+        _fake(unet)
         vae = AutoencoderKL.from_config(parts["vae"])
         text_encoder = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))
         encoder = clip()
+        for part in (vae, text_encoder, encoder):
+            part.requires_grad_(False)
         for part in (unet, vae, text_encoder, encoder):
-            part.requires_grad_(False).eval()
-        if config.policy.trainable == "lora":
-            from sdr1.policy import _add_lora
-
-            _add_lora(unet, config.policy, 0)
-        else:
-            unet.requires_grad_(True)
+            part.eval()
         if config.policy.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -82,6 +85,18 @@ def shapes(config: Config) -> Shapes:
     return Shapes(
         mode, unet, vae, text_encoder, encoder, size, latent, (side * factor, side * factor), assumed
     )
+
+
+def _fake(module: torch.nn.Module) -> None:
+    """Meta tensors, which adapters can be added to, become fake ones, which say what a CPU's kernels take."""
+    for each in module.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None:
+                like = torch.empty(parameter.shape, dtype=parameter.dtype)
+                each._parameters[name] = torch.nn.Parameter(like, requires_grad=parameter.requires_grad)
+        for name, buffer in each._buffers.items():
+            if buffer is not None:
+                each._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str | None]:
