@@ -209,23 +209,6 @@ def _print_figures(result: dict) -> None:
         print(f"{name:<44} {value:>8}{bounds}  n={figure['n']}")
 
 
-def plan(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
-) -> None:
-    """Say what a run will do before it starts: counts, FLOPs, bytes moved, memory of each actor, the bottleneck.
-
-    Example: `sdr1 plan configs/sandbox.yaml rollout.workers=4 --json`
-    """
-    from sdr1.config import load
-    from sdr1.plan import lines
-    from sdr1.plan import plan as make
-
-    found = make(load(config, overrides or ()))
-    print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
-
-
 @app.command()
 def plan(
     config: ConfigFile,
