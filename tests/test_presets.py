@@ -1,0 +1,73 @@
+"""The presets: all valid, and the released code's quirks do on the sandbox what their comments say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdr1.config import load
+from sdr1.policy import Policy
+from sdr1.prompts import PromptStream
+from sdr1.rewards.steered import SteeredReward
+from sdr1.types import GroupTask, Prompt
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ON_SANDBOX = ["policy.model=sandbox", "policy.size=null", "policy.precision=float32", "policy.gradient_checkpointing=false",
+              "policy.steps=5", "policy.noise_window=[0,4]", "rollout.device=cpu", "learner.device=cpu", "reward.device=cpu",
+              "reward.model=sandbox", "prompts.path=sandbox", "reward.anchors=sandbox"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid(path):
+    load(path)
+
+
+def test_reference_quirks_as_the_comments_say():
+    config = load(CONFIGS / "sd14-reference.yaml")
+    assert config.prompts.per_iteration // config.groups_per_update == 16
+    assert config.policy.steps == 50
+    assert list(config.policy.window) == list(range(49)), "the last step is dropped"
+    assert not any(config.has_kl(label) for label in ("safe", "unsafe", None))
+
+
+def test_reference_shares_one_noise_in_an_iteration_and_nowhere_else():
+    config = load(CONFIGS / "sd14-reference.yaml", ON_SANDBOX)
+    policy = Policy(config.policy)
+
+    def states(iteration, group):
+        task = GroupTask(0, iteration, group, Prompt("a red circle", "safe"), 0, 1.0)
+        return policy.rollout(task, 2, with_reference=False).trajectory.states
+
+    one, two, later = states(0, 0), states(0, 1), states(1, 0)
+    assert one.shape[0] == 5, "four of five transitions"
+    assert np.array_equal(one[0, 0], one[0, 1])
+    assert np.array_equal(one[0], two[0])
+    assert not np.array_equal(one[1], two[1]), "the steps' noise is each group's own"
+    assert not np.array_equal(one[0], later[0])
+
+
+def test_reference_steers_safe_prompts_too_and_main_does_not():
+    def moved(preset, label):
+        config = load(CONFIGS / preset, ON_SANDBOX)
+        reward = SteeredReward(config.reward, _embedder(config))
+        prompt = Prompt("a red circle", label)
+        return not np.allclose(reward.target(prompt), _embedder(config).texts([prompt.text]), atol=1e-6)
+
+    assert moved("sd14-reference.yaml", "safe")
+    assert not moved("sd14-main.yaml", "safe")
+    assert moved("sd14-main.yaml", "unsafe")
+
+
+def test_reference_takes_prompts_in_groups_whole_and_in_order():
+    config = load(CONFIGS / "sd14-reference.yaml", ON_SANDBOX)
+    prompts = [Prompt(f"a red circle {n}", "safe") for n in range(64)]
+    tasks = PromptStream(prompts, config).tasks(0, 0)
+    assert [task.group for task in tasks] == list(range(32))
+
+
+def _embedder(config):
+    from sdr1.rewards.embedder import Embedder
+
+    return Embedder(config.reward.model, config.reward.checkpoint, "cpu")
