@@ -52,7 +52,7 @@ class Watch:
 
 
 def main() -> None:
-    ray.init(num_cpus=WORKERS + 2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=WORKERS + 2, include_dashboard=False, log_to_driver=False)
     config = validate(
         {
             "iterations": ITERATIONS,

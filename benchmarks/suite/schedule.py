@@ -94,6 +94,8 @@ def config_of(workers: int, staleness: int, groups: int) -> Config:
     return validate(
         {
             "iterations": ITERATIONS + staleness,
+            # One trained step, as the stub learner reports.
+            "policy": {"steps": 2},
             "prompts": {"per_iteration": groups},
             "rollout": {"workers": workers, "max_staleness": staleness, "group_size": 2},
         }
@@ -115,7 +117,7 @@ def measure(workers: int, rollout: int, learner: int, staleness: int, kind: type
 
 
 def main() -> None:
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     rows = []
     for staleness in (0, 1):
         for rollout, learner in ((1, 4), (1, 1), (4, 1)):

@@ -44,7 +44,11 @@ def main(names: list[str]) -> None:
     for name in names or list(SIZES):
         size = SIZES[name]
         ray.init(
-            num_cpus=WORKERS + 1, include_dashboard=False, object_store_memory=3 * size, log_to_driver=False
+            address="local",
+            num_cpus=WORKERS + 1,
+            include_dashboard=False,
+            object_store_memory=3 * size,
+            log_to_driver=False,
         )
         place = ray.remote(num_cpus=1)(Holder)
         learner, workers = place.remote(size), [place.remote(size) for _ in range(WORKERS)]

@@ -21,7 +21,7 @@ GROUPS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -42,7 +42,7 @@ def gone() -> ray.ObjectRef:
 
 
 class Record:
-    """Observer that runs `strike` once, after a group."""
+    """Observer that takes snapshots, and runs `strike` once, after a group."""
 
     def __init__(self, iteration: int, group: int, strike) -> None:
         self._when, self._strike, self.iterations = (iteration, group), strike, []
@@ -52,8 +52,9 @@ class Record:
             strike, self._strike = self._strike, None
             strike()
 
-    def iteration(self, iteration, *_):
+    def iteration(self, iteration, _metrics, _tasks, executor):
         self.iterations.append(iteration)
+        executor.snapshot(iteration + 1)
 
 
 def roles_of(rollout: type | None = None) -> Roles:
@@ -79,6 +80,7 @@ def roles_of(rollout: type | None = None) -> Roles:
 def run(tmp_path, roles: Roles, strike=None, iterations: int = 2, at: tuple[int, int] = (1, 1)):
     config = validate(
         {
+            "policy": {"steps": 2},
             "iterations": iterations,
             "run": {"directory": str(tmp_path)},
             "prompts": {"per_iteration": GROUPS},
@@ -88,7 +90,7 @@ def run(tmp_path, roles: Roles, strike=None, iterations: int = 2, at: tuple[int,
     executor = RayExecutor(config, roles=roles)
     record = Record(*at, lambda: strike(executor) if strike else None)
     loop.run(config, PromptStream([Prompt("a red circle", "safe")], config), executor, [record])
-    order = ray.get(executor._learner.state.remote(iterations)).variances["order"]
+    order = ray.get(executor._learner.first.state.remote(iterations)).variances["order"]
     return record, order
 
 
@@ -113,7 +115,7 @@ def test_groups_lost_on_their_way_to_the_learner_are_made_again_in_order(tmp_pat
 
 
 def test_a_learner_that_dies_goes_on_from_its_last_snapshot(tmp_path):
-    record, order = run(tmp_path, roles_of(), lambda executor: ray.kill(executor._learner))
+    record, order = run(tmp_path, roles_of(), lambda executor: executor._learner.kill())
     assert order == EVERYTHING
     assert record.iterations == [0, 1]
 
