@@ -72,7 +72,7 @@ def _file(file: Path, path: str) -> list[Row]:
 
 def _csv(text: str, path: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows = []
+    rows: list[Row] = []
     try:
         for row in reader:
             if None in row or None in row.values():
