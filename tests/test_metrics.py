@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sdr1.metrics import summarize
@@ -34,3 +36,14 @@ def test_what_has_no_data_is_left_out(small):
     metrics = summarize(report, small())
     assert "kl" not in metrics
     assert "reward_safe" not in metrics
+
+
+def test_reward_terms_have_curves(small):
+    groups = tuple(
+        replace(group(n, "safe", 0.1, None, 0.0), reward_terms={"main": 0.2 * n, "judge": -1.0})
+        for n in range(2)
+    )
+    report = IterationReport(0, groups, (UpdateReport(1, 0.5, 1e-3, 0.5),), Usage(1, 1, 1), 2.0)
+    metrics = summarize(report, small())
+    assert metrics["reward_term/main"] == pytest.approx(0.1)
+    assert metrics["reward_term/judge"] == -1
