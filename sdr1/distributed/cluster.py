@@ -30,7 +30,8 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
     cores = max(config.run.threads * (ranks + size.max), os.cpu_count() or 1)
     own = {} if joins else {"num_cpus": cores, "include_dashboard": False}
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **own)
+        # `local` and not None, which would join any cluster that somebody else started on this machine.
+        ray.init(address=joins or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise UserError(
             f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"
