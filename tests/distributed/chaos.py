@@ -110,7 +110,7 @@ class Arena:
             elif struck_driver:
                 # Nobody inside can see a frozen driver: whatever runs the job has to end it.
                 time.sleep(1)
-                os.kill(driver.pid, signal.SIGKILL)
+                driver.kill()
                 driver.join()
             elif pending and lines >= pending[0].iteration and now - reached > pending[0].delay:
                 event = pending[0]
@@ -173,7 +173,10 @@ class Arena:
     def _strike(self, event: Event, driver: int) -> bool:
         """False when there is no such victim now, say because it is just being replaced."""
         if event.victim == "driver":
-            os.kill(driver, event.how)
+            try:
+                os.kill(driver, event.how)
+            except ProcessLookupError:
+                return False
             return True
         if event.victim == "raylet":
             raylet = self._raylet(self._second)
