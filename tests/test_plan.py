@@ -21,7 +21,7 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
     )
     found = plan(config)
     policy = Policy(config.policy, seed=0, reference=True)
-    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0, config.policy.guidance_scale)
+    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
     with count_flops() as rollout:
         made = policy.rollout(task, 3, with_reference=True)
     learner = Learner(config, policy)
