@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -45,13 +45,14 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     )
 
     def seconds() -> float:
-        begin = time.perf_counter()
+        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "sandbox" in done.stdout
-        return time.perf_counter() - begin
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
-    # The best of three: the machine may be busy, the import is what is measured.
+    # CPU time, and the best of three: the machine may be busy, the import is what is measured.
     assert min(seconds() for _ in range(3)) < 0.5
 
 
