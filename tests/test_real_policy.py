@@ -9,7 +9,7 @@ import torch
 from sdr1.config import PolicyConfig
 from sdr1.errors import TrainingError
 from sdr1.learner import Learner
-from sdr1.policy import Policy, _add_lora, load
+from sdr1.policy import Policy, add_lora, load
 from sdr1.types import GroupTask, Prompt, Scores
 from tests import tiny
 
@@ -159,7 +159,7 @@ def test_lora_publishes_less_than_a_hundredth_of_a_full_size_unet():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD_1).requires_grad_(False)
         full = sum(parameter.nbytes for parameter in unet.parameters())
-        _add_lora(unet, PolicyConfig(trainable="lora"), seed=0)
+        add_lora(unet, PolicyConfig(trainable="lora"), seed=0)
     adapters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     assert full == pytest.approx(4 * 860e6, rel=0.01)
     assert 0 < sum(parameter.nbytes for parameter in adapters) <= 0.01 * full
