@@ -257,7 +257,7 @@ def test_the_page_is_an_artifact_of_the_runs_mlflow_run_only(tmp_path, monkeypat
     experiment = client.create_experiment("e", (tmp_path / "artifacts").as_uri())
     mine, other = (client.create_run(experiment).info.run_id for _ in range(2))
     made.write(made.run(tmp_path / "run") / "run.json", {"mlflow_run_id": mine})
-    write([str(tmp_path / "run")], tmp_path / "out")
+    write([str(tmp_path / "run")], tmp_path / "report")
     assert {file.path for file in client.list_artifacts(mine, "report")} >= {
         "report/index.html",
         "report/tables",
