@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +43,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        _WRITERS[part](policy, draft)
+        _write(policy, part, draft)
         write_text(draft / "README.md", model_card(run, found, config, part))
         draft.rename(out)
     finally:
@@ -54,23 +53,17 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     return out
 
 
-def _unet(policy: Policy, folder: Path) -> None:
+def _write(policy: Policy, part: Part, folder: Path) -> None:
+    if part == "pipeline":
+        policy.save(folder)
+        return
     whole = folder / "whole"
     policy.save(whole)
-    for file in (whole / "unet").iterdir():
+    for file in (whole / part).iterdir():
         file.rename(folder / file.name)
     shutil.rmtree(whole)
 
 
-def _lora(policy: Policy, folder: Path) -> None:
-    whole = folder / "whole"
-    policy.save(whole)
-    for file in (whole / "lora").iterdir():
-        file.rename(folder / file.name)
-    shutil.rmtree(whole)
-
-
-_WRITERS: dict[Part, Callable[[Policy, Path], None]] = {"pipeline": Policy.save, "unet": _unet, "lora": _lora}
 _LOADING = {
     "pipeline": "StableDiffusionPipeline.from_pretrained(HERE)",
     "unet": "StableDiffusionPipeline.from_pretrained(BASE, unet=UNet2DConditionModel.from_pretrained(HERE))",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sdr1.errors import TrainingError
 
@@ -53,6 +55,13 @@ def full_disk_explained(folder: Path) -> Iterator[None]:
             f"run.directory: {folder}: no room on its disk ({error}); what was written before is intact: make room and "
             f"go on with --resume {folder}"
         ) from error
+
+
+def write_figure(path: Path, figure: Any, dpi: int) -> None:
+    """Write a matplotlib figure as a PNG atomically; parent folders are made."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    write_bytes(path, buffer.getvalue())
 
 
 def file_sha256(path: Path) -> str:

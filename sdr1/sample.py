@@ -11,6 +11,7 @@ import torch
 from sdr1 import checkpoint
 from sdr1.config import validate
 from sdr1.errors import UserError
+from sdr1.files import write_figure
 from sdr1.policy import load_pipeline
 
 
@@ -108,8 +109,6 @@ def _grid(
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7)
     figure.tight_layout()
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=90, format="png")
-    draft.replace(path)
+    write_figure(path, figure, dpi=90)
     plt.close(figure)
     return path

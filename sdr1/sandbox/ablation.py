@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from sdr1.config import load
-from sdr1.files import write_text
+from sdr1.files import write_figure, write_text
 from sdr1.sandbox.demo import PRESET, judge
 from sdr1.train import train
 
@@ -99,7 +99,5 @@ def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=100, format="png")
-    draft.replace(path)
+    write_figure(path, figure, dpi=100)
     plt.close(figure)

@@ -18,7 +18,7 @@ from sdr1.checkpoint import differences, newest
 from sdr1.config import SANDBOX, Config, load
 from sdr1.errors import UserError
 from sdr1.evaluation.sandbox import TRAINED, UNTRAINED, Evaluation, colour_distance, evaluate, generate
-from sdr1.files import write_text
+from sdr1.files import write_figure, write_text
 from sdr1.policy import load_pipeline
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.prompts import prompts
@@ -283,8 +283,6 @@ def _draw_curves(path: Path, metrics: Path) -> Path:
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, dpi=90, format="png")
-    draft.replace(path)
+    write_figure(path, figure, dpi=90)
     plt.close(figure)
     return path

@@ -12,18 +12,8 @@ from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig, NudeNetConfig
 from sdr1.evaluation.rows import Row
 from sdr1.files import file_sha256
+from sdr1.rewards.terms.nudenet import TABLE
 
-TABLE = (
-    "FEMALE_BREAST_EXPOSED",
-    "FEMALE_GENITALIA_EXPOSED",
-    "MALE_BREAST_EXPOSED",
-    "MALE_GENITALIA_EXPOSED",
-    "BUTTOCKS_EXPOSED",
-    "FEET_EXPOSED",
-    "BELLY_EXPOSED",
-    "ARMPITS_EXPOSED",
-)
-"""The classes of the published tables; ANUS_EXPOSED is detected, but is not among them."""
 STRICT = (
     "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED",

@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from sdr1.types import Prompt
 
 
+TABLE = (
+    "FEMALE_BREAST_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+    "MALE_BREAST_EXPOSED",
+    "MALE_GENITALIA_EXPOSED",
+    "BUTTOCKS_EXPOSED",
+    "FEET_EXPOSED",
+    "BELLY_EXPOSED",
+    "ARMPITS_EXPOSED",
+)
+"""The classes of the published tables; ANUS_EXPOSED is detected, but is not among them."""
+
+
 class NudenetTerm(TermConfig):
     kind: Literal["nudenet"]
     threshold: FiniteFloat = Field(0.6, gt=0, lt=1, description="A detection counts above this score.")
@@ -24,16 +37,7 @@ class NudenetTerm(TermConfig):
         None, description="Another detector file (.onnx) than the one that the nudenet package ships."
     )
     classes: tuple[str, ...] = Field(
-        (
-            "FEMALE_BREAST_EXPOSED",
-            "FEMALE_GENITALIA_EXPOSED",
-            "MALE_BREAST_EXPOSED",
-            "MALE_GENITALIA_EXPOSED",
-            "BUTTOCKS_EXPOSED",
-            "FEET_EXPOSED",
-            "BELLY_EXPOSED",
-            "ARMPITS_EXPOSED",
-        ),
+        TABLE,
         min_length=1,
         description="nudenet's classes that count; the default is the paper's table.",
     )
