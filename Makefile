@@ -33,7 +33,7 @@ demo-seeds: setup ## the same for three seeds, with their mean
 	$(MALLOC) $(BIN)/sdr1 sandbox demo --images 200 --out outputs/demo-seeds $(addprefix --seed ,$(SEEDS))
 
 test: setup ## the tests
-	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

@@ -11,6 +11,13 @@ from sdr1.config import Config, validate
 from sdr1.runtime import prepare_process
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores."""
+    for item in items:
+        if "distributed" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     prepare_process(1)
