@@ -24,6 +24,8 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
     experiment = client.get_experiment_by_name("sdr1")
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == tmp_path.name, "a folder called run is named by the one that holds it"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
     assert "MLFLOW_TRACKING_URI" not in os.environ, "the next run in this process chooses its own store"
     assert run.data.params["rollout.group_size"] == "3"
