@@ -336,6 +336,17 @@ class Config(Section):
     def images_per_iteration(self) -> int:
         return self.prompts.per_iteration * self.rollout.group_size
 
+    @property
+    def states_per_group(self) -> tuple[int, int]:
+        """States a group's UNet evaluations are of, in the whole chain and among the trained steps.
+
+        Samples that share their initial noise are one state up to and including the first noisy step.
+        """
+        size, policy = self.rollout.group_size, self.policy
+        again = 0 if policy.initial_noise == "sample" else size - 1
+        chain, trained = size * policy.steps, size * len(policy.window)
+        return chain - again * (policy.window.start + 1), trained - again
+
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
         return self.learner.kl_weight > 0 and (self.learner.kl_on == "all" or label == "safe")

@@ -44,10 +44,13 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
     reference, reference_note = _groups_with_kl(config)
     unsafe = config.prompts.unsafe_per_iteration
     split = "labels as the prompts come" if unsafe is None else f"{unsafe} unsafe, {groups - unsafe} safe"
-    sampling = images * steps * guided
-    reference_evaluations = reference * size * len(window) * guided
-    learning = transitions * guided
+    chain_states, trained_states = config.states_per_group
+    sampling = groups * chain_states * guided
+    reference_evaluations = reference * trained_states * guided
+    learning = groups * trained_states * guided
     doubled = "" if guided == 1 else " x 2 for guidance"
+    if config.policy.initial_noise != "sample":
+        doubled += ", less what a group shares up to its first noisy step"
     return [
         ("groups", f"{groups} ({split})"),
         ("images", f"{images:,} = {groups} groups x {size}"),

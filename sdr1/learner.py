@@ -134,15 +134,20 @@ class Learner:
         advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
         transitions, samples = trajectory.log_probs.shape
         total = transitions * samples * self._config.groups_per_update
+        shared = self._config.policy.initial_noise != "sample"
         # Every rank fills its own places; the sum over ranks then holds all of them, exactly.
         log_ratios, losses, divergences = torch.zeros(3, transitions * samples, device=device)
         for chunk in micro_batches(transitions * samples, options.micro_batch, self.ranks):
             k, g = chunk // samples, chunk % samples
-            latents = torch.from_numpy(trajectory.states[k, g]).to(device)
+            # Samples that share their initial noise still are one state at the first trained step: evaluated once.
+            states, places = np.unique(np.where((k == 0) & shared, 0, chunk), return_inverse=True)
+            state_k, state_g = states // samples, states % samples
+            latents = torch.from_numpy(trajectory.states[state_k, state_g]).to(device)
             following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
             old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
-            steps = torch.from_numpy(trajectory.steps[k]).to(device)
-            mean, sigma = self._policy.transition(latents, steps, task.prompt.text)
+            steps = torch.from_numpy(trajectory.steps[state_k]).to(device)
+            evaluated = self._policy.transition(latents, steps, task.prompt.text)
+            mean, sigma = (each.index_select(0, torch.from_numpy(places).to(device)) for each in evaluated)
             log_probs = ddim.log_prob(following, mean, sigma)
             loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
             if trajectory.reference_means is not None:

@@ -60,7 +60,8 @@ def _prompts(config: Config) -> dict[str, Any]:
 
 def _counts(config: Config) -> dict[str, Any]:
     guided = 1 if config.policy.guidance_scale == 1 else 2
-    window = len(config.policy.window)
+    size, window = config.rollout.group_size, len(config.policy.window)
+    chain_states, trained_states = config.states_per_group
     updates = config.prompts.per_iteration // config.groups_per_update
     unsafe = config.prompts.unsafe_per_iteration
     with_kl = 0.0 if config.learner.kl_weight == 0 else 1.0
@@ -69,19 +70,19 @@ def _counts(config: Config) -> dict[str, Any]:
     return {
         "groups": {
             "per_iteration": config.prompts.per_iteration,
-            "size": config.rollout.group_size,
+            "size": size,
             "images_per_iteration": config.images_per_iteration,
         },
         "updates": {
             "per_iteration": updates,
             "total": updates * config.iterations,
             "groups": config.groups_per_update,
-            "transitions": config.groups_per_update * config.rollout.group_size * window,
+            "transitions": config.groups_per_update * size * window,
         },
         "unet_evaluations_per_image": {
-            "rollout": config.policy.steps * guided,
-            "reference": window * guided * with_kl,
-            "learner": window * guided,
+            "rollout": chain_states * guided / size,
+            "reference": trained_states * guided * with_kl / size,
+            "learner": trained_states * guided / size,
         },
     }
 
@@ -243,8 +244,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"iteration, {found['iterations']:,} iterations",
         f"updates      {updates['per_iteration']} an iteration of {updates['groups']} groups, {updates['transitions']:,} "
         f"transitions; {updates['total']:,} in all",
-        f"UNet         evaluations an image: rollout {evaluations['rollout']}, reference "
-        f"{evaluations['reference']:g}, learner {evaluations['learner']} with backward",
+        f"UNet         evaluations an image: rollout {evaluations['rollout']:g}, reference "
+        f"{evaluations['reference']:g}, learner {evaluations['learner']:g} with backward",
         "FLOPs        an image: "
         + ", ".join(f"{r} {n:.3g}" for r, n in flops["per_image"].items())
         + f"; an iteration {flops['per_iteration']:.3g}",

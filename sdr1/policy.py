@@ -189,15 +189,16 @@ class Policy:
         states, log_probs, references = [], [], []
         for step in range(self.config.steps):
             noisy = step in window
-            steps = torch.full((group_size,), step, device=self.device)
+            # Samples that share their initial noise are one state until the first noisy step: evaluated once.
+            steps = torch.full((len(latents),), step, device=self.device)
             given = latents, steps, task.prompt.text
             mean, sigma = self.transition(*given, noisy=noisy)
             if not noisy:
                 latents = mean
                 continue
             if with_reference:
-                references.append(self.transition(*given, reference=True)[0])
-            states.append(latents)
+                references.append(self.transition(*given, reference=True)[0].expand(group_size, -1, -1, -1))
+            states.append(latents.expand(group_size, -1, -1, -1))
             latents = mean + sigma * noise_KG[step - window.start]
             log_probs.append(ddim.log_prob(latents, mean, sigma))
             if step == window[-1]:
@@ -212,7 +213,8 @@ class Policy:
         return Rollout(trajectory, images, time.perf_counter() - begin)
 
     def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Initial latents (G, C, H, W) and the noise of the window's steps (K, G, C, H, W), float32."""
+        """Initial latents (G or, where samples share them, 1, C, H, W) and the noise of the window's steps
+        (K, G, C, H, W), float32."""
         vae = self.pipeline.vae.config
         factor = 2 ** (len(vae.block_out_channels) - 1)
         side = self.config.size // factor if self.config.size else self.unet.config.sample_size
@@ -227,7 +229,7 @@ class Policy:
             initial = torch.stack([normal(task, shape, "initial", sample) for sample in samples])
         else:
             source = task if self.config.initial_noise == "group" else replace(task, group=-1)
-            initial = normal(source, shape, "initial").expand(group_size, *shape)
+            initial = normal(source, shape, "initial")[None]
         steps = torch.stack(
             [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
         )

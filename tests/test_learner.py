@@ -38,9 +38,10 @@ def test_ratio_is_one_and_kl_is_zero_before_the_first_update(small):
     assert report.clip_fraction == 0
 
 
-@pytest.mark.parametrize("trainable", ["lora", "full"])
-def test_gradient_equals_a_loop_over_timesteps(small, trainable):
-    config = small(policy={"trainable": trainable}, prompts={"per_iteration": 1, "unsafe_share": None})
+@pytest.mark.parametrize(("trainable", "noise"), [("lora", "sample"), ("full", "sample"), ("full", "group")])
+def test_gradient_equals_a_loop_over_timesteps(small, trainable, noise):
+    policy = {"trainable": trainable, "initial_noise": noise}
+    config = small(policy=policy, prompts={"per_iteration": 1, "unsafe_share": None})
     learner, policy, task, trajectory = learner_and_group(config)
     rewards = [0.1, 0.2, 0.6]
     learner.accumulate(task, trajectory, scores(rewards))
