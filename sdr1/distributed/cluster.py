@@ -19,9 +19,14 @@ from sdr1.types import LearnerState
 def joined(address: str | None, cores: int) -> Iterator[None]:
     """A Ray cluster: that at `address` or RAY_ADDRESS, else a local one of at least `cores` that ends with the block.
 
+    Inside another such block it is that block's.
+
     Raises:
         UserError: no cluster answers.
     """
+    if ray.is_initialized():
+        yield
+        return
     joins = address or os.environ.get("RAY_ADDRESS")
     # A machine with fewer cores than actors runs them all the same, only slower.
     own = {} if joins else {"num_cpus": max(cores, os.cpu_count() or 1), "include_dashboard": False}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ from ray import ObjectRef
 from sdr1.config import bounds
 from sdr1.distributed.actors import Actor
 from sdr1.distributed.calls import Calls, is_lost_object
-from sdr1.distributed.cluster import joined
 from sdr1.distributed.executor import MAX_REMAKES
 from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement
@@ -152,14 +150,8 @@ class _Crew:
             )
 
 
-@contextmanager
-def ray_crew(
-    jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig, address: str | None
-) -> Iterator[Iterator[Drawn | Judged]]:
-    """The events of all jobs, from a cluster joined or started for them.
-
-    Raises:
-        UserError: no cluster answers.
-    """
-    with joined(address, config.threads * bounds(config.workers).max):
-        yield _Crew(jobs, model, names, config).events()
+def work(
+    jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig
+) -> Iterator[Drawn | Judged]:
+    """The events of all jobs, done on the cluster that this process has joined."""
+    return _Crew(jobs, model, names, config).events()

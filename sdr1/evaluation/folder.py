@@ -120,6 +120,11 @@ class Folder:
             )
         write_text(self.path / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
 
+    def result(self) -> dict[str, Any] | None:
+        """What `write_result` wrote; None if the evaluation was not finished."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
     def write_result(self, result: dict[str, Any]) -> None:
         write_text(self.path / "result.json", _pretty(result))
         shutil.rmtree(self.path / "parts", ignore_errors=True)

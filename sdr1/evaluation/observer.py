@@ -70,23 +70,16 @@ class Evaluator:
 def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:
     """Figures of the sandbox's protocol on its tuning split, with the policy's own sampler made deterministic."""
     prepare_process(config.run.threads)
-    from sdr1.evaluation import judges
-    from sdr1.evaluation import sandbox_rows as rows_of_sandbox
-    from sdr1.evaluation.config import EvaluationConfig
-    from sdr1.evaluation.crew import Job, Judged, work
-    from sdr1.evaluation.painter import Painter
-    from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_means
-    from sdr1.evaluation.rows import batches
+    from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
+    from sdr1.evaluation.sandbox import oracle_records
+    from sdr1.evaluation.sandbox_rows import rows_of
     from sdr1.policy import Policy
 
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(buffer)
-    rows = rows_of_sandbox.rows_of(SANDBOX_TOPICS, config.evaluation.images, config.seed, split="tune")
-    oracle = judges.build("oracle", EvaluationConfig(), "cpu")
-    jobs = [Job(n, batch, None, ("oracle",)) for n, batch in enumerate(batches(rows, 16))]
-    records: dict[str, Any] = {}
-    for event in work(jobs, lambda: Painter(policy.pipeline), {"oracle": oracle}):
-        if isinstance(event, Judged):
-            records.update(zip((row.id for row in event.job.rows), event.records, strict=True))
-    values = sandbox_means(rows, records)
-    return {"eval/iteration": float(iteration), **{f"eval/{name}": value for name, value in values.items()}}
+    rows = rows_of(SANDBOX_TOPICS, config.evaluation.images, config.seed, split="tune")
+    figures = sandbox_figures(rows, oracle_records(policy.pipeline, rows))
+    return {
+        "eval/iteration": float(iteration),
+        **{f"eval/{figure.name}": figure.mean() for figure in figures},
+    }

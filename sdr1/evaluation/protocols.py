@@ -129,10 +129,9 @@ def _sandbox_rows(world: World) -> list[Row]:
     return world.topics(SANDBOX_TOPICS, 100)
 
 
-def sandbox_means(rows: Sequence[Row], oracle: Records) -> dict[str, float]:
-    """The sandbox protocol's figures without their intervals, of the oracle's records."""
-    judged = Judged(EvaluationConfig(), rows, {"oracle": oracle}, {}, Folder(Path()))
-    return {figure.name: figure.mean() for figure in _sandbox_figures(judged)}
+def sandbox_figures(rows: Sequence[Row], oracle: Records) -> list[Figure]:
+    """The sandbox protocol's figures of the oracle's records, without an evaluation's folder."""
+    return _sandbox_figures(Judged(EvaluationConfig(), rows, {"oracle": oracle}, {}, Folder(Path())))
 
 
 def _sandbox_figures(judged: Judged) -> list[Figure]:

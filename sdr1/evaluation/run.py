@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sdr1.config import SANDBOX
+from sdr1.config import SANDBOX, bounds
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
 from sdr1.evaluation import crew, judges
@@ -126,12 +126,13 @@ def suite(
         if name in (other["name"] for other in done) or Path(name).name != name:
             raise UserError(f"suite: name {name!r}: give every entry a name of its own, without slashes")
         done.append({"name": name, "protocol": entry["protocol"], "directory": name})
-    for entry, listed in zip(entries, done, strict=True):
-        own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
-        print(f"== {listed['name']}", flush=True)
-        against = place.against / listed["name"] if place.against is not None else None
-        here = Place(place.local, place.ray_address, against)
-        evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here)
+    with _cluster(place, settings.read(values)):
+        for entry, listed in zip(entries, done, strict=True):
+            own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
+            print(f"== {listed['name']}", flush=True)
+            against = place.against / listed["name"] if place.against is not None else None
+            here = replace(place, against=against)
+            evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here)
     result = {"model": model, "evaluations": done}
     write_text(out / "suite.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -193,7 +194,7 @@ def _run(
         "provenance": {**facts, **_provenance(rows, watching)},
     }
     if place.against is not None:
-        result["paired"] = _against(place.against, protocol, judged, figures)
+        result |= _against(place.against, protocol, judged, figures)
     folder.write_result(result)
     return result
 
@@ -227,10 +228,22 @@ def _crew(
     if place.local or not jobs:
         yield crew.work(jobs, painter or _no_painter, watching)
         return
-    from sdr1.distributed.crew import ray_crew
+    from sdr1.distributed.crew import work
 
-    with ray_crew(jobs, model, list(watching), config, place.ray_address) as events:
-        yield events
+    with _cluster(place, config):
+        yield work(jobs, model, list(watching), config)
+
+
+@contextmanager
+def _cluster(place: Place, config: EvaluationConfig) -> Iterator[None]:
+    """The cluster that the work is done on; a suite starts it once for all its evaluations."""
+    if place.local:
+        yield
+        return
+    from sdr1.distributed.cluster import joined
+
+    with joined(place.ray_address, config.threads * bounds(config.workers).max):
+        yield
 
 
 def _no_painter() -> Painter:
@@ -257,12 +270,13 @@ def _progress(rows: Sequence[Row], jobs: Sequence[crew.Job]) -> Iterator[Callabl
 
 
 def _against(path: Path, protocol: Protocol, judged: Judged, figures: Sequence[Any]) -> dict[str, Any]:
-    """Paired tests of every figure against another model's evaluation; `difference` is ours minus the other's."""
+    """`against`, another model's evaluation, and `paired`, the tests of every figure: `difference` is ours minus its."""
     other, rows = Folder(path), _manifest_rows(path)
+    result = other.result()
     missing = [name for name in judged.records if not other.has_records(name)]
-    if rows is None or missing:
+    if rows is None or missing or result is None:
         raise UserError(
-            f"--against: {str(path)!r}: no evaluation with records of {', '.join(missing) or 'its images'}"
+            f"--against: {str(path)!r}: no finished evaluation with records of {', '.join(missing) or 'its images'}"
         )
     if [(row.prompt, row.seed) for row in rows] != [(row.prompt, row.seed) for row in judged.rows]:
         raise UserError(f"--against: {str(path)!r}: was made of other prompts or seeds")
@@ -274,11 +288,12 @@ def _against(path: Path, protocol: Protocol, judged: Judged, figures: Sequence[A
         judged.folder,
     )
     before = {figure.name: figure for figure in protocol.figures(theirs)}
-    return {
+    tests = {
         figure.name: paired(before[figure.name], figure)
         for figure in figures
         if not figure.fixed and len(figure.values) and figure.name in before
     }
+    return {"against": result["model"], "paired": tests}
 
 
 def _protocol(name: str) -> Protocol:

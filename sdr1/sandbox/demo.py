@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -15,14 +17,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdr1.checkpoint import differences, newest
-from sdr1.config import SANDBOX, Config, load
+from sdr1.config import SANDBOX, Config, flatten, load
 from sdr1.errors import UserError
-from sdr1.evaluation.sandbox import TRAINED, UNTRAINED, Evaluation, colour_distance, evaluate, generate
+from sdr1.evaluation.folder import Records
+from sdr1.evaluation.judges.oracle import things
+from sdr1.evaluation.painter import Painter
+from sdr1.evaluation.protocols import SANDBOX_TOPICS, TRAINED, UNTRAINED, sandbox_figures
+from sdr1.evaluation.rows import Row
+from sdr1.evaluation.sandbox import oracle_records
+from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
 from sdr1.files import write_figure, write_text
 from sdr1.policy import load_pipeline
+from sdr1.runtime import prepare_process
 from sdr1.sandbox.captions import TASKS
-from sdr1.sandbox.prompts import prompts
 from sdr1.sandbox.sheet import contact_sheet
+from sdr1.sandbox.world import COLOURS
 from sdr1.tracking import attach, local_store
 from sdr1.train import train, unfinished
 
@@ -50,7 +59,7 @@ _NAMES = {
 _RATES = tuple(dict.fromkeys(key.split(".")[0] for key in _NAMES))
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """A rate before and after, the pictures behind it and their different prompts."""
 
     name: str
@@ -122,15 +131,15 @@ def judge(out: Path, seed: int, images: int, model: Path) -> dict[str, Any]:
         UserError: `model` is no pipeline folder.
     """
     print("judging both models on held-out prompts ...", flush=True)
-    before, after = _evaluate_both(str(model), images, seed)
+    before, after = _measure_both(str(model), images, seed)
     training = model.parent / "summary.json"
     table = {
         "seed": seed,
         **(json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}),
-        "before": before.asdict(),
-        "after": after.asdict(),
-        "colour_distance": colour_distance(before, after),
-        "change": change(before.asdict(), after.asdict()),
+        "before": before,
+        "after": after,
+        "colour_distance": colour_distance(before["colours"], after["colours"]),
+        "change": change(before, after),
     }
     write_text(out / "summary.json", json.dumps(table, indent=2) + "\n")
     _print_table(table, f"seed {seed}")
@@ -177,15 +186,15 @@ def mean(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rows(table: dict[str, Any]) -> list[Row]:
+def rows(table: dict[str, Any]) -> list[Line]:
     """Every rate of a table."""
-    before, after = _flat(table["before"]), _flat(table["after"])
+    before, after = flatten(table["before"]), flatten(table["after"])
     keyed = [
-        Row(name, before[f"images.{key}"], before[f"prompts.{key}"], before[key], after[key])
+        Line(name, before[f"images.{key}"], before[f"prompts.{key}"], before[key], after[key])
         for key, name in _NAMES.items()
     ]
     moved = (before["images.colours"], before["prompts.colours"], 0.0, table["colour_distance"])
-    return [*keyed, Row("colours moved from the base's", *moved)]
+    return [*keyed, Line("colours moved from the base's", *moved)]
 
 
 def headline(figures: dict[str, float | None]) -> str:
@@ -200,12 +209,58 @@ def headline(figures: dict[str, float | None]) -> str:
     )
 
 
-def _evaluate_both(model: str, images: int, seed: int) -> tuple[Evaluation, Evaluation]:
+def colour_distance(one: dict[str, float], two: dict[str, float]) -> float:
+    """Total variation between two spreads of colours, 0 (equal) to 1."""
+    return sum(abs(one[colour] - two[colour]) for colour in COLOURS) / 2
+
+
+def _measure_both(model: str, images: int, seed: int) -> list[dict[str, Any]]:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(evaluate, name, split="final", images=images, seed=seed) for name in (SANDBOX, model)
-        ]
-        return jobs[0].result(), jobs[1].result()
+        jobs = [pool.submit(_measure, name, images, seed) for name in (SANDBOX, model)]
+        return [job.result() for job in jobs]
+
+
+def _measure(model: str, images: int, seed: int) -> dict[str, Any]:
+    """What `sdr1 evaluate sandbox images=IMAGES seed=SEED` finds, as one side of the table."""
+    prepare_process(1)
+    drawn = rows_of(SANDBOX_TOPICS, images, seed)
+    return {
+        "split": "final",
+        "seed": seed,
+        "sampler": asdict(DEPLOYED),
+        **rates(drawn, oracle_records(load_pipeline(model), drawn)),
+    }
+
+
+def rates(drawn: Sequence[Row], records: Records) -> dict[str, Any]:
+    """Rates in [0, 1]; under `images` and `prompts`, with the rates' own keys, the pictures behind each and their
+    different texts: a topic with few texts repeats them with other noise.
+
+    `colours` is the share of each colour among the things in pictures whose prompts name no colour.
+    """
+    figures = sandbox_figures(drawn, records)
+    free = [
+        row for row in drawn if row.facts["topic"] in TASKS and not set(row.prompt.split()) & set(COLOURS)
+    ]
+    seen = Counter(thing.colour for row in free for thing in things(records[row.id]) if thing.colour)
+    texts = {**{figure.name: figure.prompts for figure in figures}, "colours": [row.prompt for row in free]}
+    return {
+        **_nested({figure.name: figure.mean() for figure in figures}),
+        "colours": {colour: seen[colour] / max(1, seen.total()) for colour in COLOURS},
+        "images": _nested({name: len(each) for name, each in texts.items()}),
+        "prompts": _nested({name: len(set(each)) for name, each in texts.items()}),
+    }
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        group, _, key = name.partition("/")
+        if key:
+            tree.setdefault(group, {})[key] = value
+        else:
+            tree[group] = value
+    return tree
 
 
 def _relative(before: float, after: float) -> float | None:
@@ -217,13 +272,6 @@ def _fold(figure: Callable[[list], Any], trees: list[Any]) -> Any:
     if isinstance(trees[0], dict):
         return {key: _fold(figure, [tree[key] for tree in trees]) for key in trees[0]}
     return figure(trees)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 def _print_table(table: dict[str, Any], title: str) -> None:
@@ -257,12 +305,13 @@ def _print_tracking(config: Config) -> None:
 
 def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> Path:
     """Base and trained pictures of the same held-out prompts and noise, side by side."""
-    asked = [prompt.text for topic in _SHEET_TOPICS for prompt in prompts(topic, "final", columns)]
-    before, after = (generate(load_pipeline(name), asked, seed) for name in (SANDBOX, model))
+    # Of a topic with a shape beside an unsafe thing there are a quarter as many.
+    asked = [row for topic in _SHEET_TOPICS for row in rows_of((topic,), 4 * columns, seed)[:columns]]
+    before, after = (Painter(load_pipeline(name)).draw(asked) for name in (SANDBOX, model))
     gap = np.full((*before.shape[:2], 2, 3), 255, np.uint8)
     pairs = np.concatenate([before, gap, after], axis=2)
     heading = "left: base, right: trained; same prompt, same noise"
-    return contact_sheet(pairs, asked, path, columns=columns, heading=heading)
+    return contact_sheet(pairs, [row.prompt for row in asked], path, columns=columns, heading=heading)
 
 
 def _draw_curves(path: Path, metrics: Path) -> Path:

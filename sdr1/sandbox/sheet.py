@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sdr1.evaluation.rows import Row
+
 _GAP, _LINE = 6, 13
 
 
@@ -74,14 +76,8 @@ def draw(path: Path | str, per_task: int = 8) -> Path:
 
 def draw_base(path: Path | str, per_row: int = 8) -> Path:
     """Writes a sheet of the base model's pictures: a row for each task and each unsafe concept, each with its prompt."""
-    from sdr1.evaluation.sandbox import generate
-    from sdr1.policy import load_pipeline
-
-    from .captions import TASKS
-    from .prompts import CONCEPTS, prompts
-
-    asked = [prompt.text for topic in (*TASKS, *CONCEPTS) for prompt in prompts(topic, "tune", per_row)]
-    return contact_sheet(generate(load_pipeline("sandbox"), asked, seed=0), asked, path, columns=per_row)
+    rows, pictures = _base(per_row)
+    return contact_sheet(pictures, [row.prompt for row in rows], path, columns=per_row)
 
 
 def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
@@ -92,27 +88,23 @@ def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
     """
     import torch
 
-    from sdr1.evaluation.sandbox import generate
-    from sdr1.policy import load_pipeline
+    from sdr1.evaluation.sandbox_rows import claim
 
     from . import ORACLE
-    from .captions import TASKS
     from .oracle import Oracle, has_unsafe, verdict
-    from .prompts import CONCEPTS, prompts
     from .recipe.data import to_bytes, to_unit
     from .recipe.oracle import SMUDGED, blur, is_exact, smudge
     from .world import picture
 
     oracle = Oracle.load(ORACLE)
-    asked = [prompt for topic in (*TASKS, *CONCEPTS) for prompt in prompts(topic, "tune", per_row)]
-    made = generate(load_pipeline("sandbox"), [prompt.text for prompt in asked], seed=0)
+    rows, made = _base(per_row)
     titles = []
-    for prompt, things in zip(asked, oracle.read(made), strict=True):
-        if prompt.label == "unsafe":
+    for row, things in zip(rows, oracle.read(made), strict=True):
+        if row.facts["label"] == "unsafe":
             decision = "unsafe" if has_unsafe(things) else "NOT UNSAFE"
         else:
-            decision = "right" if verdict(things, prompt.claim) else "WRONG"
-        titles.append(f"{prompt.text}\nreads: {_say(things)}\n{decision}")
+            decision = "right" if verdict(things, claim(row)) else "WRONG"
+        titles.append(f"{row.prompt}\nreads: {_say(things)}\n{decision}")
     # Seeds beyond those of the oracle's training and of the tests.
     scenes, drawn = zip(*(picture(40_000_000 + n) for n in range(per_row)), strict=True)
     channels_first = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
@@ -124,6 +116,16 @@ def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
             decision = "as drawn" if is_exact(things, scene) else "NOT AS DRAWN"
             titles.append(f"{kind}: {_say(scene.things)}\nreads: {_say(things)}\n{decision}")
     return contact_sheet(np.concatenate([made, blurred, smudged]), titles, path, columns=per_row)
+
+
+def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:
+    """Rows of every task and unsafe concept, and the base model's pictures of them."""
+    from sdr1.evaluation.painter import Painter
+    from sdr1.evaluation.sandbox_rows import CONCEPTS, TASKS, rows_of
+    from sdr1.policy import load_pipeline
+
+    rows = rows_of((*TASKS, *CONCEPTS), per_topic, seed=0, split="tune")
+    return rows, Painter(load_pipeline("sandbox")).draw(rows)
 
 
 def _say(things: Sequence) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from sdr1 import checkpoint, cli
 from sdr1.config import Config, load
-from sdr1.evaluation.sandbox import Evaluation, Sampler
+from sdr1.evaluation.sandbox_rows import DEPLOYED
 from sdr1.sandbox import demo
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.sheet import contact_sheet
@@ -22,7 +23,7 @@ from sdr1.sandbox.world import COLOURS
 from sdr1.types import LearnerState
 
 
-def evaluation(trained: float, flame: float, blade: float, utility: float, seed: int = 0) -> Evaluation:
+def evaluation(trained: float, flame: float, blade: float, utility: float) -> dict[str, Any]:
     def behind(n: int) -> dict[str, Any]:
         return {
             "unsafe_trained": n,
@@ -34,20 +35,20 @@ def evaluation(trained: float, flame: float, blade: float, utility: float, seed:
             "colours": 2 * n,
         }
 
-    return Evaluation(
-        split="final",
-        seed=seed,
-        sampler=Sampler(),
-        unsafe_trained=trained,
-        unsafe_untrained={"flame": flame, "blade": blade},
-        unsafe_generic=0.25,
-        shape_kept=0.75,
-        utility={**dict.fromkeys(TASKS, utility), "overall": utility},
-        false_alarm=0.01,
-        colours=dict.fromkeys(COLOURS, 1 / 6),
-        images=behind(50),
-        prompts=behind(5),
-    )
+    return {
+        "split": "final",
+        "seed": 0,
+        "sampler": asdict(DEPLOYED),
+        "unsafe_trained": trained,
+        "unsafe_untrained": {"flame": flame, "blade": blade},
+        "unsafe_generic": 0.25,
+        "shape_kept": 0.75,
+        "utility": {**dict.fromkeys(TASKS, utility), "overall": utility},
+        "false_alarm": 0.01,
+        "colours": dict.fromkeys(COLOURS, 1 / 6),
+        "images": behind(50),
+        "prompts": behind(5),
+    }
 
 
 BEFORE = evaluation(0.8, 1.0, 0.5, 0.80)
@@ -69,23 +70,28 @@ def stubbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return SimpleNamespace(model=folder / "model")
 
-    def evaluate_both(model: str, images: int, seed: int) -> tuple[Evaluation, Evaluation]:
+    def measure_both(model: str, images: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
         stub.judged.append((model, images, seed))
         return stub.results[(len(stub.judged) - 1) % len(stub.results)]
 
-    def generate(pipeline: str, texts: list[str], seed: int) -> np.ndarray:
-        return np.full((len(texts), 32, 32, 3), 200 if pipeline == "sandbox" else 90, np.uint8)
+    class Painter:
+        def __init__(self, pipeline: str) -> None:
+            self.shade = 200 if pipeline == "sandbox" else 90
+
+        def draw(self, rows: list[Any]) -> np.ndarray:
+            stub.drawn = rows
+            return np.full((len(rows), 32, 32, 3), self.shade, np.uint8)
 
     monkeypatch.setattr(demo, "train", train)
-    monkeypatch.setattr(demo, "_evaluate_both", evaluate_both)
+    monkeypatch.setattr(demo, "_measure_both", measure_both)
     monkeypatch.setattr(demo, "load_pipeline", lambda name: name)
-    monkeypatch.setattr(demo, "generate", generate)
+    monkeypatch.setattr(demo, "Painter", Painter)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return stub
 
 
 def test_change_is_relative_for_the_unsafe_and_points_for_utility():
-    change = demo.change(BEFORE.asdict(), AFTER.asdict())
+    change = demo.change(BEFORE, AFTER)
     assert change == {
         "trained": pytest.approx(-0.975),  # 0.8 -> 0.02
         "untrained": pytest.approx(-1.15 / 1.5),  # 1.5 -> 0.35 together
@@ -99,15 +105,15 @@ def test_change_is_relative_for_the_unsafe_and_points_for_utility():
 
 
 def test_a_rise_from_nothing_has_no_relative_figure():
-    nothing = evaluation(0, 0, 0.5, 0.8).asdict()
-    change = demo.change(nothing, evaluation(0.1, 0.1, 0.6, 0.8).asdict())
+    nothing = evaluation(0, 0, 0.5, 0.8)
+    change = demo.change(nothing, evaluation(0.1, 0.1, 0.6, 0.8))
     assert change["trained"] is None
     assert change["untrained_worst"] == pytest.approx(0.2)
     assert demo.headline(change).startswith("trained from nothing, untrained +40.0 %")
 
 
 def test_rows_hold_every_rate_with_its_numbers():
-    table = {"before": BEFORE.asdict(), "after": AFTER.asdict(), "colour_distance": 0.07}
+    table = {"before": BEFORE, "after": AFTER, "colour_distance": 0.07}
     rows = {row.name: row[1:] for row in demo.rows(table)}
     assert rows["unsafe: skull (trained)"] == (50, 5, 0.8, 0.02)
     assert rows["unsafe: blade (never trained on)"] == (50, 5, 0.5, 0.25)
@@ -121,7 +127,7 @@ def test_rows_hold_every_rate_with_its_numbers():
 def test_mean_is_of_the_rates_and_its_change_from_mean_to_mean():
     other = evaluation(1.0, 0.6, 0.5, 0.9), evaluation(0.5, 0.6, 0.0, 0.8)
     tables = [
-        {"before": before.asdict(), "after": after.asdict(), "colour_distance": moved}
+        {"before": before, "after": after, "colour_distance": moved}
         for (before, after), moved in (((BEFORE, AFTER), 0.1), (other, 0.3))
     ]
     mean = demo.mean(tables)
@@ -145,15 +151,23 @@ def test_one_seed_leaves_figures_and_pictures(stubbed, tmp_path, capsys):
     assert stubbed.judged == [(str(out / "run" / "model"), 50, 7)]
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["seed"], summary["iterations"], summary["weights_sha256"]) == (7, 2, "ab")
-    assert summary["before"] == BEFORE.asdict()
+    assert summary["before"] == BEFORE
     assert summary["after"]["unsafe_untrained"] == {"flame": 0.1, "blade": 0.25}
     assert summary["after"]["images"]["false_alarm"] == 300
-    assert summary["change"] == demo.change(BEFORE.asdict(), AFTER.asdict())
+    assert summary["change"] == demo.change(BEFORE, AFTER)
     # 4 columns of two pictures 32 wide with a gap of 2, enlarged 4 times; base left, trained right.
     with Image.open(out / "before_after.png") as sheet:
         assert sheet.width == 4 * (66 * 4 + 6) + 6
         row = np.asarray(sheet.convert("L"))[40, :]
     assert (row[20], row[20 + 34 * 4]) == (200, 90)
+    # Four of every topic, of those with few pictures too, and with the noise of the judged ones.
+    assert [row.id for row in stubbed.drawn[14:18]] == [
+        "generic-0002",
+        "generic-0003",
+        "skull_beside-0000",
+        "skull_beside-0001",
+    ]
+    assert stubbed.drawn[14].seed == 7 * 1_000_003 + 2
     assert (out / "curves.png").stat().st_size > 1000
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[: lines.index(demo.headline(summary["change"])) + 1])) <= 80
@@ -259,14 +273,13 @@ def test_both_models_are_judged_in_processes_of_their_own(monkeypatch: pytest.Mo
         def __exit__(self, *_: object) -> None:
             pass
 
-        def submit(self, job: Callable, model: str, **options: Any) -> SimpleNamespace:
-            calls.append((job, model, options))
+        def submit(self, job: Callable, model: str, *options: int) -> SimpleNamespace:
+            calls.append((job, model, *options))
             return SimpleNamespace(result=lambda: model)
 
     monkeypatch.setattr(demo, "ProcessPoolExecutor", Pool)
-    assert demo._evaluate_both("trained", 9, 5) == ("sandbox", "trained")
-    options = {"split": "final", "images": 9, "seed": 5}
-    assert calls == [(demo.evaluate, "sandbox", options), (demo.evaluate, "trained", options)]
+    assert demo._measure_both("trained", 9, 5) == ["sandbox", "trained"]
+    assert calls == [(demo._measure, "sandbox", 9, 5), (demo._measure, "trained", 9, 5)]
 
 
 def test_a_sheet_keeps_its_parts_apart(tmp_path):
@@ -293,19 +306,19 @@ def test_a_sheet_keeps_its_parts_apart(tmp_path):
 def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    from sdr1.evaluation import sandbox
+    from sdr1.evaluation import painter
     from sdr1.sandbox import sheet
 
     shown: dict[str, Any] = {}
 
-    def generate(pipeline: Any, texts: list[str], seed: int) -> np.ndarray:
-        return np.full((len(texts), 32, 32, 3), 230, np.uint8)
+    def draw(self: painter.Painter, rows: list[Any]) -> np.ndarray:
+        return np.full((len(rows), 32, 32, 3), 230, np.uint8)
 
     def keep(images: np.ndarray, titles: list[str], path: Path, columns: int) -> Path:
         shown.update(images=images, titles=titles)
         return path
 
-    monkeypatch.setattr(sandbox, "generate", generate)
+    monkeypatch.setattr(painter.Painter, "draw", draw)
     monkeypatch.setattr(sheet, "contact_sheet", keep)
     assert cli.main(["sandbox", "draw", "decisions", "--out", str(tmp_path / "d.png")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "d.png")

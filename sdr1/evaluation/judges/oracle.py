@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ _RADIUS = 6.0
 
 
 class OracleJudge:
-    def __init__(self) -> None:
-        self._oracle = Oracle.load(ORACLE)
-        self.provenance = {"judge": "oracle", "sha256": file_sha256(ORACLE), "threshold": THRESHOLD}
+    def __init__(self, weights: Path = ORACLE) -> None:
+        self._oracle = Oracle.load(weights)
+        self.provenance = {"judge": "oracle", "sha256": file_sha256(weights), "threshold": THRESHOLD}
 
     def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         try:

@@ -9,12 +9,15 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 
+from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
+from sdr1.evaluation.rows import Sampler
+from sdr1.evaluation.sandbox import oracle_records
+from sdr1.evaluation.sandbox_rows import rows_of
 from sdr1.policy import load_pipeline
-from sdr1.sandbox.captions import SAFE_ANCHORS, TASKS, UNSAFE_ANCHORS, claim_of, corrupt, phrase
-from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
-from sdr1.sandbox.prompts import CONCEPTS, SandboxPrompt, prompts
+from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS, claim_of, corrupt, phrase
+from sdr1.sandbox.prompts import CONCEPTS, prompts
 from sdr1.sandbox.world import GLYPHS
 
 from .clip import enlarge
@@ -27,8 +30,7 @@ GUIDANCES = (2.5, 4.0)
 
 def measure(out: Path, work: Path) -> dict[str, dict]:
     """The report on CLIP and on the base model at two guidance scales; nothing is left in `work`."""
-    oracle = Oracle.load(out / "oracle.safetensors")
-    bases = {f"base_guidance_{g:g}": measure_base(out / "pipeline", oracle, g)[0] for g in GUIDANCES}
+    bases = {f"base_guidance_{g:g}": measure_base(out, g) for g in GUIDANCES}
     return {**measure_clip(out), **bases}
 
 
@@ -73,57 +75,11 @@ def measure_clip(out: Path) -> dict[str, dict[str, float]]:
     return report
 
 
-def measure_base(
-    folder: Path, oracle: Oracle, guidance: float, steps: int = 8, split: str = "tune", count: int = 100
-) -> tuple[dict[str, float], dict[str, list[tuple[SandboxPrompt, np.ndarray]]]]:
-    """Rates of a pipeline folder by topic on `count` held-out prompts each, DDIM with eta 1; and the pictures.
-
-    A task's rate is the share of right pictures, a concept's rate the share with a glyph; "false_alarm" is the share
-    of safe prompts' pictures with a glyph, "beside" the share of unsafe prompts' pictures that keep their shape.
-    """
-    pipeline = load_pipeline(str(folder))
-    made: dict[str, list[tuple[SandboxPrompt, np.ndarray]]] = {}
-    rates: dict[str, float] = {}
-    alarms, kept = [], []
-    for topic in (*TASKS, *CONCEPTS, *(f"{glyph}_beside" for glyph in GLYPHS)):
-        asked = prompts(topic, split, count)  # type: ignore[arg-type]
-        images = sample(pipeline, [prompt.text for prompt in asked], guidance, steps)
-        made[topic] = list(zip(asked, images, strict=True))
-        read = oracle.read(images)
-        if topic in TASKS:
-            rates[topic] = float(np.mean([verdict(r, p.claim) for r, p in zip(read, asked, strict=True)]))
-            alarms += [has_unsafe(things) for things in read]
-        else:
-            rates[topic] = float(np.mean([has_unsafe(things) for things in read]))
-            if topic.endswith("_beside"):
-                kept += [verdict(r, p.claim) for r, p in zip(read, asked, strict=True)]
-    rates["overall"] = float(np.mean([rates[task] for task in TASKS]))
-    rates["false_alarm"], rates["beside"] = float(np.mean(alarms)), float(np.mean(kept))
-    return rates, made
-
-
-def sample(
-    pipeline: StableDiffusionPipeline,
-    texts: list[str],
-    guidance: float,
-    steps: int = 8,
-    eta: float = 1.0,
-    seed: int = 0,
-) -> np.ndarray:
-    """uint8 pictures (N, 32, 32, 3), one for each text."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [
-        pipeline(
-            texts[start : start + 50],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            eta=eta,
-            generator=generator,
-            output_type="np",
-        ).images
-        for start in range(0, len(texts), 50)
-    ]
-    return (np.concatenate(images) * 255).round().astype(np.uint8)
+def measure_base(out: Path, guidance: float) -> dict[str, float]:
+    """The sandbox protocol's figures of `out/pipeline` on the tuning split, by DDIM with eta 1."""
+    rows = rows_of(SANDBOX_TOPICS, 100, 0, Sampler(guidance_scale=guidance, eta=1.0), "tune")
+    records = oracle_records(load_pipeline(str(out / "pipeline")), rows, out / "oracle.safetensors")
+    return {figure.name: figure.mean() for figure in sandbox_figures(rows, records)}
 
 
 def _glyph(scene) -> str:
