@@ -54,6 +54,11 @@ class Evaluation:
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, held: dict[str, Any]) -> Evaluation:
+        """What `asdict` gave."""
+        return cls(**{**held, "sampler": Sampler(**held["sampler"])})
+
 
 def colour_distance(one: Evaluation, two: Evaluation) -> float:
     """Total variation between two spreads of colours, 0 (equal) to 1."""
