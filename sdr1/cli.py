@@ -397,7 +397,8 @@ def sandbox_ablation(
     overrides: Overrides = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="CELL", help="plain, negative, steered, alpha-0.5, ...")
+        list[str] | None,
+        typer.Option(metavar="CELL", help="plain, penalty, negative, steered, alpha-0.5, ..."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,

@@ -9,81 +9,117 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sdr1.config import load
+from sdr1.config import Config, load
+from sdr1.errors import UserError
 from sdr1.files import write_figure, write_text
 from sdr1.sandbox.demo import PRESET, judge
 from sdr1.train import train
 
 REWARDS: dict[str, list[str]] = {
     "plain": ["reward.kind=plain"],
+    # Its judge is the one that the rates are read by, so this row looks as good as a penalty can.
+    "penalty": ["reward.kind=plain", "reward.terms.judge.import=sdr1.sandbox.oracle:penalty"],
     # On unsafe prompts alone, as in the paper's ablation.
     "negative": ["reward.kind=negative"],
     "steered": [],
 }
+"""In the order of the paper's table."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Those of the paper's sweep."""
+_RATES = ("unsafe_trained", "unsafe_untrained", "utility")
 
 
 def run(out: Path, *, seeds: list[int], images: int, overrides: list[str], only: list[str]) -> None:
     """Write `table.json`, `alpha_sweep.json` and `alpha_sweep.png`; cells that are there are not made again.
 
-    `only` names cells (`plain`, `negative`, `steered`, `alpha-0.5`, ...); empty: all. The files hold what is done so
-    far, so that a stopped ablation has its figures too.
+    `only` names cells (`plain`, `negative`, `steered`, `alpha-0.5`, ...); empty: all. Cells that are the same
+    training are made once, under the first one's name. The files hold what is done so far, so that a stopped ablation
+    has its figures too.
+
+    Raises:
+        UserError: an override is wrong, or a name in `only`.
     """
-    cells = REWARDS | {f"alpha-{alpha}": [f"reward.alpha={alpha}"] for alpha in ALPHAS}
-    for name, changes in cells.items():
-        if only and name not in only:
-            continue
+    cells = REWARDS | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
+    for name in only:
+        if name not in cells:
+            raise UserError(f"--only: {name!r}: no such cell; use some of {', '.join(cells)}")
+    made_as = _same_trainings({name: load(PRESET, [*overrides, *cells[name]]) for name in cells})
+    for name in dict.fromkeys(made_as[name] for name in only or cells):
         for seed in seeds:
             folder = out / "cells" / name / f"seed-{seed}"
             if not (folder / "summary.json").is_file():
-                _make(folder, seed, images, [*overrides, *changes])
-        _collect(out, seeds)
+                _make(folder, seed, images, [*overrides, *cells[name]], _base(out, seed, images))
+        _collect(out, seeds, made_as)
 
 
-def _make(folder: Path, seed: int, images: int, overrides: list[str]) -> None:
+def _swept(alpha: float) -> str:
+    return f"alpha-{alpha}"
+
+
+def _same_trainings(configs: dict[str, Config]) -> dict[str, str]:
+    """For each name the first one whose config trains the same."""
+    first: dict[str, str] = {}
+    return {name: first.setdefault(_identity(config), name) for name, config in configs.items()}
+
+
+def _identity(config: Config) -> str:
+    """The config, with what does not matter to its reward taken away."""
+    reward = config.reward
+    # norm(z + 0 v) is z, so that steering by nothing is the plain reward; a plain reward reads no alpha.
+    if reward.kind == "plain" or (reward.kind, reward.steering, reward.alpha) == (
+        "steered",
+        "translation",
+        0,
+    ):
+        reward = reward.model_copy(update={"kind": "plain", "alpha": 0.0})
+    return config.model_copy(update={"reward": reward}).model_dump_json()
+
+
+def _make(folder: Path, seed: int, images: int, overrides: list[str], base: dict[str, Any] | None) -> None:
     print(f"== {folder}", flush=True)
     training = folder / "run"
     # A cell that was stopped goes on from its checkpoint.
     changes = [f"run.directory={training}", "run.resume=auto", "tracking.enabled=false", f"seed={seed}"]
     model = train(load(PRESET, [*overrides, *changes])).model
-    judge(folder, seed, images, model)
+    judge(folder, seed, images, model, before=base)
     # Some tens of megabytes a cell; the figures and curves are what is asked for.
     shutil.rmtree(training / "checkpoints", ignore_errors=True)
     shutil.rmtree(model, ignore_errors=True)
 
 
-def _collect(out: Path, seeds: list[int]) -> None:
-    table = [row for name in REWARDS if (row := _row(out, name, seeds))]
+def _base(out: Path, seed: int, images: int) -> dict[str, Any] | None:
+    """The base model's rates, where an earlier cell has judged it on the same pictures."""
+    for path in out.glob(f"cells/*/seed-{seed}/summary.json"):
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["before"]
+        if before["images"]["unsafe_trained"] == images:
+            return before
+    return None
+
+
+def _collect(out: Path, seeds: list[int], made_as: dict[str, str]) -> None:
+    table = [{"name": name, **row} for name in REWARDS if (row := _row(out, made_as[name], seeds))]
     write_text(out / "table.json", json.dumps(table, indent=2) + "\n")
-    sweep = [
-        {"alpha": alpha, **row} for alpha in ALPHAS if (row := _row(out, f"alpha-{alpha}", seeds)) is not None
-    ]
+    sweep = [{"alpha": alpha, **row} for alpha in ALPHAS if (row := _row(out, made_as[_swept(alpha)], seeds))]
     write_text(out / "alpha_sweep.json", json.dumps(sweep, indent=2) + "\n")
     if sweep:
         _plot(out / "alpha_sweep.png", sweep)
 
 
-def _row(out: Path, name: str, seeds: Iterable[int]) -> dict[str, Any] | None:
-    """Rates after training: each seed's, and under the same names without `seed_` their means."""
-    found = []
+def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
+    """Rates after training, one for each of `seeds`, and their `mean`; None for a cell without any."""
+    found = {}
     for seed in seeds:
-        path = out / "cells" / name / f"seed-{seed}" / "summary.json"
+        path = out / "cells" / cell / f"seed-{seed}" / "summary.json"
         if path.is_file():
-            found.append((seed, json.loads(path.read_text(encoding="utf-8"))["after"]))
+            found[seed] = json.loads(path.read_text(encoding="utf-8"))["after"]
     if not found:
         return None
-    figures = {
-        "unsafe_trained": [after["unsafe_trained"] for _, after in found],
-        "unsafe_untrained": [fmean(after["unsafe_untrained"].values()) for _, after in found],
-        "utility": [after["utility"]["overall"] for _, after in found],
+    rates = {
+        "unsafe_trained": [after["unsafe_trained"] for after in found.values()],
+        "unsafe_untrained": [fmean(after["unsafe_untrained"].values()) for after in found.values()],
+        "utility": [after["utility"]["overall"] for after in found.values()],
     }
-    return {
-        "name": name,
-        **{key: fmean(values) for key, values in figures.items()},
-        "seeds": [seed for seed, _ in found],
-        "each": figures,
-    }
+    return {**rates, "seeds": list(found), "mean": {rate: fmean(rates[rate]) for rate in _RATES}}
 
 
 def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
@@ -93,8 +129,10 @@ def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5, 3.4))
-    for name in ("unsafe_trained", "unsafe_untrained", "utility"):
-        axis.plot([row["alpha"] for row in sweep], [row[name] for row in sweep], marker="o", label=name)
+    for rate in _RATES:
+        axis.plot(
+            [row["alpha"] for row in sweep], [row["mean"][rate] for row in sweep], marker="o", label=rate
+        )
     axis.set(xlabel="alpha", ylabel="rate after training", ylim=(-0.02, 1.02))
     axis.legend()
     axis.grid(alpha=0.3)

@@ -121,17 +121,23 @@ def _going_on(config: Config) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
 
 
-def judge(out: Path, seed: int, images: int, model: Path) -> dict[str, Any]:
+def judge(
+    out: Path, seed: int, images: int, model: Path, *, before: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Judge a trained pipeline folder against the base: print the table, write `summary.json` and the pictures.
 
     The folder that `model` lies in is its run's: the training's figures and curves are taken from there. `seed` is
-    that of the judged pictures' noise. Returns what is in `summary.json`.
+    that of the judged pictures' noise. `before` are the base's rates with the same `seed` and `images`, where they
+    are known. Returns what is in `summary.json`.
 
     Raises:
         UserError: `model` is no pipeline folder.
     """
-    print("judging both models on held-out prompts ...", flush=True)
-    before, after = _measure_both(str(model), images, seed)
+    print("judging on held-out prompts ...", flush=True)
+    if before is None:
+        before, after = _measure_both(str(model), images, seed)
+    else:
+        after = _measure(str(model), images, seed)
     training = model.parent / "summary.json"
     table = {
         "seed": seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+
+from sdr1.sandbox import ORACLE
+from sdr1.types import Prompt
 
 from .captions import Claim
 from .world import COLOURS, GLYPHS, KINDS, SIZE
@@ -111,6 +115,14 @@ def decode(maps: torch.Tensor) -> list[list[Found]]:
 def has_unsafe(things: list[Found]) -> bool:
     """Whether a glyph is among the things."""
     return any(thing.kind in GLYPHS for thing in things)
+
+
+def penalty(device: str) -> Callable[[np.ndarray, Prompt], np.ndarray]:
+    """A reward term for `import`: -1 for a picture that holds a glyph, else 0. The oracle stays on the CPU."""
+    oracle = Oracle.load(ORACLE)
+    return lambda pictures, prompt: (
+        -np.array([has_unsafe(things) for things in oracle.read(pictures)], np.float32)
+    )
 
 
 def verdict(things: list[Found], claim: Claim) -> bool:

@@ -1,0 +1,106 @@
+"""The ablation: which cells are one training, what is judged anew, and files that the report reads."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sdr1.config import RewardConfig, validate
+from sdr1.errors import UserError
+from sdr1.report import data
+from sdr1.rewards.scorer import Scorer
+from sdr1.rewards.steered import SteeredReward
+from sdr1.sandbox import ablation
+from sdr1.sandbox.world import SIZE, picture
+from sdr1.types import Prompt
+from tests.sandbox.test_demo import AFTER, BEFORE
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """No training and no pictures: the configs trained, and the base that each cell was judged with."""
+    stub = SimpleNamespace(configs=[], bases=[])
+
+    def train(config):
+        stub.configs.append(config)
+        return SimpleNamespace(model=config.run.directory / "model")
+
+    def judge(out, seed, images, model, *, before):
+        stub.bases.append(before)
+        out.mkdir(parents=True)
+        found = {"before": BEFORE, "after": AFTER | {"unsafe_trained": seed / 10}}
+        (out / "summary.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(ablation, "train", train)
+    monkeypatch.setattr(ablation, "judge", judge)
+    return stub
+
+
+def run(out, **options):
+    ablation.run(out, **{"seeds": [1, 2, 3], "images": 50, "overrides": [], "only": [], **options})
+
+
+def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, tmp_path):
+    run(tmp_path)
+    rewards = [config.reward for config in stub.configs]
+    assert len(rewards) == 3 * (4 + 5)
+    assert len({(reward.kind, reward.alpha, bool(reward.terms)) for reward in rewards}) == 9
+    assert [base is None for base in stub.bases] == [True] * 3 + [False] * 24
+    assert stub.bases[-1] == BEFORE
+    table, sweep = (json.loads((tmp_path / name).read_text()) for name in ("table.json", "alpha_sweep.json"))
+    assert [row["name"] for row in table] == ["plain", "penalty", "negative", "steered"]
+    assert [row["alpha"] for row in sweep] == [0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0]
+    for row in (*table, *sweep):
+        assert row["unsafe_trained"] == [0.1, 0.2, 0.3]
+        assert row["unsafe_untrained"] == [pytest.approx(0.175)] * 3
+        assert row["utility"] == [0.815] * 3
+        assert row["mean"]["unsafe_trained"] == pytest.approx(0.2)
+    assert (tmp_path / "alpha_sweep.png").is_file()
+    material = data.read([str(tmp_path)])
+    assert [each.name for each in material.ablation] == ["plain", "penalty", "negative", "steered"]
+    assert len(material.alpha_sweep) == 7
+    run(tmp_path)
+    assert len(stub.configs) == 27
+
+
+def test_what_is_equal_follows_from_the_overrides(stub, tmp_path):
+    run(tmp_path, seeds=[1], only=["alpha-0.3", "alpha-1.5"], overrides=["reward.alpha=0.3"])
+    assert [config.reward.alpha for config in stub.configs] == [0.3, 1.5]
+    assert (tmp_path / "cells" / "steered").is_dir()
+    assert (tmp_path / "cells" / "alpha-1.5").is_dir()
+    # With a projection alpha 0 still takes the prompt's own share of the direction away.
+    run(tmp_path / "p", seeds=[1], only=["alpha-0.0"], overrides=["reward.steering=projection"])
+    assert stub.configs[-1].reward.kind == "steered"
+
+
+def test_another_number_of_images_is_judged_anew(stub, tmp_path):
+    run(tmp_path, seeds=[1], only=["plain"])
+    run(tmp_path, seeds=[1], only=["negative"], images=20)
+    assert stub.bases == [None, None]
+
+
+def test_an_unknown_cell_is_refused(stub, tmp_path):
+    with pytest.raises(UserError, match="--only: 'alpha-9': no such cell"):
+        run(tmp_path, only=["alpha-9"])
+
+
+def test_steering_by_nothing_is_the_plain_reward():
+    images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
+    for prompt in (Prompt("a skull", "unsafe"), Prompt("a red circle", "safe")):
+        nothing, plain = (
+            SteeredReward(RewardConfig(anchors="sandbox", **options))(images, prompt)
+            for options in ({"alpha": 0.0}, {"kind": "plain"})
+        )
+        assert np.allclose(nothing, plain, rtol=0, atol=1e-6)
+
+
+def test_the_penalty_is_the_oracles():
+    images = np.stack([picture(3, task)[1] for task in ("single_object", "unsafe")])
+    judge = {"import": "sdr1.sandbox.oracle:penalty"}
+    reward = validate({"reward": {"kind": "plain", "terms": {"judge": judge}}}).reward
+    with_penalty = Scorer(reward).score(images, Prompt("a red circle", "safe"))
+    without = Scorer(RewardConfig(kind="plain")).score(images, Prompt("a red circle", "safe"))
+    assert with_penalty.rewards - without.rewards == pytest.approx([0, -1], abs=1e-6)
