@@ -56,13 +56,18 @@ ablation-noise: setup ## initial noise and noise window measured apart, in outpu
 	done; done
 
 DEMO_MODEL := outputs/demo/run/model
+BASE := outputs/evaluation/base
+TRAINED := outputs/evaluation/trained
+SUITE := $(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 evaluate suite --local
 
+# One process a core; then the trained model's, whose pictures are all there, once more for the paired tests.
 report: setup ## base and trained model of the sandbox through the whole suite, and the page: outputs/report/index.html
 	test -d $(DEMO_MODEL) || $(MALLOC) $(BIN)/sdr1 sandbox demo
-	$(MALLOC) $(BIN)/sdr1 evaluate suite --model sandbox --out outputs/evaluation/base
-	$(MALLOC) $(BIN)/sdr1 evaluate suite --model $(DEMO_MODEL) --out outputs/evaluation/trained
-	$(BIN)/sdr1 report base=outputs/evaluation/base trained=outputs/evaluation/trained \
-	  outputs/demo/run $(wildcard outputs/ablation)
+	test ! $(DEMO_MODEL) -nt $(TRAINED) || rm -rf $(TRAINED)
+	$(SUITE) --model sandbox --out $(BASE) & base=$$!; \
+	  $(SUITE) --model $(DEMO_MODEL) --out $(TRAINED); trained=$$?; wait $$base && exit $$trained
+	$(SUITE) --model $(DEMO_MODEL) --out $(TRAINED) --against $(BASE)
+	$(BIN)/sdr1 report base=$(BASE) trained=$(TRAINED) outputs/demo/run $(wildcard outputs/ablation)
 
 ablation: setup ## rewards and alphas on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
 	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \

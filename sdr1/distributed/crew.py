@@ -67,7 +67,7 @@ class _Crew:
         self._left = len(jobs)
         self._losses: Counter[Job] = Counter()
         self._events: deque[Drawn | Judged] = deque()
-        self._calls = Calls(config.task_timeout, config.task_timeout)
+        self._calls = Calls(config.task_timeout, config.start_timeout)
         self._fleets = []
         if self._to_draw:
             place = Placement.on(config.device, config.threads, PainterActor, model, config)

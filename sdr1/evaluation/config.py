@@ -77,7 +77,12 @@ class EvaluationConfig(Section):
     device: Device = Field("cpu", description="Device of every drawing actor.")
     judge_device: Device = Field("cpu", description="Device of every judging actor.")
     task_timeout: FiniteFloat = Field(
-        1800.0, gt=0, description="Seconds after which a silent worker is replaced."
+        1800.0, gt=0, description="Seconds after which a worker that is silent about a batch is replaced."
+    )
+    start_timeout: FiniteFloat = Field(
+        900.0,
+        gt=0,
+        description="The same for a worker's start: it waits for resources, imports libraries and reads models.",
     )
     judges: tuple[str, ...] | None = Field(
         None, description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle."

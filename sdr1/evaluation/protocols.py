@@ -281,20 +281,20 @@ def _clip_figures(judged: Judged) -> list[Figure]:
 
 
 def _fid_figures(judged: Judged) -> list[Figure]:
-    from sdr1.evaluation.judges.fid import FidJudge, Statistics, frechet_distance, reference, unpack
+    from sdr1.evaluation.judges.fid import FidJudge, measured, reference, unpack
 
     judge = judged.judges["fid"]
     assert isinstance(judge, FidJudge)
     keep, path = judged.folder.path / "reference.npz", judged.config.fid.reference
-    extractor = str(judge.provenance["sha256"])
     if path is None and "topic" in judged.rows[0].facts and not keep.is_file():
         from sdr1.sandbox.world import picture
 
         drawn = [picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)]
-        Statistics.of(judge.features(np.stack(drawn))).save(keep, extractor)
-    two = reference(path, judge, keep)
-    one = Statistics.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
-    fixed = {"value": frechet_distance(one, two), "low": None, "high": None, "n": one.n}
+        distance = measured([np.stack(drawn)], judge, keep)
+    else:
+        distance = reference(path, judge, keep)
+    value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
+    fixed = {"value": value, "low": None, "high": None, "n": len(judged.rows)}
     return [Figure("fid", [], np.zeros(0), [], fixed=fixed)]
 
 

@@ -21,20 +21,34 @@ class _Record(BaseModel):
 
 class Figure(_Record):
     """A measured number, None where there was nothing to measure; `low` and `high` bound its 95 % interval, `n` is
-    the number of pictures behind it."""
+    the number of pictures behind it; a difference may have the `p` of its test."""
 
     value: FiniteFloat | None
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     n: int | None = None
+    p: FiniteFloat | None = None
+
+
+class Paired(_Record):
+    """How a figure differs from another model's on the same prompts and seeds, with the bounds of its 95 % interval;
+    `p` is of a two-sided test."""
+
+    difference: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    p: FiniteFloat
+    n: int
 
 
 class Result(_Record):
-    """The content of `result.json`."""
+    """The content of `result.json`; `paired` are tests against the model `against`."""
 
     protocol: str
     model: str
     figures: dict[str, Figure]
+    against: str = ""
+    paired: dict[str, Paired] = {}
     provenance: dict[str, Any] = {}
 
 
@@ -92,6 +106,13 @@ class Evaluation:
     @property
     def figures(self) -> dict[str, Figure]:
         return self.result.figures
+
+    def change(self, key: str, first: Evaluation) -> Figure | None:
+        """This model's figure minus the first one's; with interval and p if the two were tested in pairs."""
+        if self.result.against == first.result.model and (found := self.result.paired.get(key)):
+            return Figure(value=found.difference, low=found.low, high=found.high, n=found.n, p=found.p)
+        mine, other = (each.figures.get(key, Figure(value=None)).value for each in (self, first))
+        return None if mine is None or other is None else Figure(value=mine - other)
 
     def shots(self) -> list[Shot]:
         return _lines(self.folder / "manifest.jsonl", Shot)

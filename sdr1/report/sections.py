@@ -11,6 +11,10 @@ from .figures import Plot
 from .grids import Grid, grid
 from .tables import Table
 
+_PAIRED = (
+    "Differences with a p were tested in pairs of equal prompt and seed: the interval is of a bootstrap over prompts, p "
+    "of a two-sided test that flips the signs of the prompts' differences."
+)
 _PUBLISHED = (
     "Published rows are copied from their papers, not measured here. Base model, prompts, sampler, judge and "
     "threshold differ between papers; only rows made under one protocol are comparable."
@@ -132,6 +136,8 @@ def _compared(
     section = Section(name, title, intro, tables=[table], notes=[caveat, _PUBLISHED])
     if not table.measured:
         section.missing = command
+    if any(each.result.paired for protocol in protocols for each in material.of(protocol)):
+        section.notes.insert(0, _PAIRED)
     if any("oracle" in row.source for row in table.measured):
         section.notes.insert(
             0,
@@ -152,6 +158,7 @@ def _per_figure(material: Material, protocol: str, title: str, intro: str, name:
         section.plots.append(plot)
     section.tables.append(tables.by_figure(name, title, evaluations))
     section.notes += [f"{each.label}: {tables.setup(each)}" for each in evaluations if tables.setup(each)]
+    section.notes += [_PAIRED] if any(each.result.paired for each in evaluations) else []
     return section
 
 

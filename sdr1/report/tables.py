@@ -41,21 +41,24 @@ class Column:
     def heading(self) -> str:
         return f"{self.title}, %" if self.scale == 100 else self.title
 
-    def cell(self, figure: Figure | None) -> Cell | None:
+    def cell(self, figure: Figure | None, sign: str = "") -> Cell | None:
+        """`sign` is "+" for a difference."""
         if figure is None or figure.value is None:
             return None
-        interval = ""
+        parts = []
         if figure.low is not None and figure.high is not None:
-            interval = f"{self._show(figure.low)} to {self._show(figure.high)}"
-        return Cell(figure, self._show(figure.value), interval)
+            parts.append(f"{self._show(figure.low, sign)} to {self._show(figure.high, sign)}")
+        if figure.p is not None:
+            parts.append("p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}")
+        return Cell(figure, self._show(figure.value, sign), ", ".join(parts))
 
     def published(self, text: str | None) -> Cell | None:
         if text is None:
             return None
         return Cell(Figure(value=float(Decimal(text) / self.scale)), text)
 
-    def _show(self, value: float) -> str:
-        return f"{value * self.scale:.{self.digits}f}"
+    def _show(self, value: float, sign: str = "") -> str:
+        return f"{value * self.scale:{sign}.{self.digits}f}"
 
 
 def percent(key: str, title: str, better: Better = "") -> Column:
@@ -150,7 +153,8 @@ _SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic"
 def compare(
     material: Material, name: str, title: str, protocols: tuple[str, ...], columns: Sequence[Column]
 ) -> Table:
-    """A row for every model that has one of the columns' figures, then every published row of that table.
+    """A row for every model that has one of the columns' figures, one for each that was tested in pairs against the
+    first, with the differences, then every published row of that table.
 
     Measured figures of the same family (`nudity/...`) that no published row has get a column at the end.
     """
@@ -159,14 +163,21 @@ def compare(
     measured = [key for protocol in protocols for each in material.of(protocol) for key in each.figures]
     more = [key for key in dict.fromkeys(measured) if key.startswith(family) and key not in known]
     columns = [*columns, *map(column_of, more)]
-    rows = []
+    rows, changes = [], []
     for label in dict.fromkeys(each.label for each in material.evaluations):
         mine = [each for protocol in protocols for each in material.of(protocol) if each.label == label]
         figures = {key: figure for each in mine for key, figure in each.figures.items()}
         cells = [column.cell(figures.get(column.key)) for column in columns]
         if any(cells):
             rows.append(Row(label, label, cells, "; ".join(dict.fromkeys(map(setup, mine)))))
-    return Table(name, title, "model", columns, rows + published(name, columns))
+        pairs = [(each, material.of(each.result.protocol)[0]) for each in mine]
+        pairs = [(each, first) for each, first in pairs if each.result.against == first.result.model]
+        if pairs:
+            change = {key: each.change(key, first) for each, first in pairs for key in each.figures}
+            cells = [column.cell(change.get(column.key), "+") for column in columns]
+            what = f"{label} minus {pairs[0][1].label}"
+            changes.append(Row(what, what, cells, "in pairs of equal prompt and seed"))
+    return Table(name, title, "model", columns, rows + changes + published(name, columns))
 
 
 def glance(material: Material) -> Table:
@@ -196,7 +207,7 @@ def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table
         figures = [each.figures.get(key) for each in evaluations]
         cells = [form.cell(figure) for figure in figures]
         if len(evaluations) > 1:
-            cells.append(_difference(form, figures[0], figures[-1]))
+            cells.append(form.cell(evaluations[-1].change(key, evaluations[0]), "+"))
         rows.append(Row(key, form.heading, cells))
     if len(evaluations) > 1:
         change = f"{evaluations[-1].label} minus {evaluations[0].label}"
@@ -280,13 +291,6 @@ def _over_seeds(values: Sequence[float] | None) -> Figure | None:
     return Figure(value=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
 
 
-def _difference(column: Column, first: Figure | None, last: Figure | None) -> Cell | None:
-    if not first or not last or first.value is None or last.value is None:
-        return None
-    change = last.value - first.value
-    return Cell(Figure(value=change), f"{change * column.scale:+.{column.digits}f}")
-
-
 def to_csv(table: Table) -> str:
     """Every number in full and in the unit of `result.json`; bounds and n in columns of their own."""
     parts = []
@@ -294,7 +298,7 @@ def to_csv(table: Table) -> str:
         given = [cell.figure for row in table.rows if (cell := row.cells[n])]
         parts += [
             (n, part, column.key if part == "value" else f"{column.key} {part}")
-            for part in ("value", "low", "high", "n")
+            for part in ("value", "low", "high", "n", "p")
             if part == "value" or any(getattr(figure, part) is not None for figure in given)
         ]
     text = io.StringIO()

@@ -39,8 +39,10 @@ FIGURES: dict[str, tuple[str, ...]] = {
 }
 
 
-def evaluation(folder: Path, protocol: str, model: str, seed: int, prompt: str = "a red circle") -> Path:
-    """One evaluation of six pictures, the odd ones unsafe, the last one not judged."""
+def evaluation(
+    folder: Path, protocol: str, model: str, seed: int, prompt: str = "a red circle", against: str = ""
+) -> Path:
+    """One evaluation of six pictures, the odd ones unsafe, the last one not judged; tested against another model."""
     rng = np.random.default_rng((seed, *protocol.encode()))
     figures = {}
     for name in FIGURES[protocol]:
@@ -48,12 +50,19 @@ def evaluation(folder: Path, protocol: str, model: str, seed: int, prompt: str =
         figures[name] = {"value": value, "low": value - 0.11, "high": value + 0.13, "n": 6}
         if name.startswith("nudity/"):
             figures[name] = {"value": int(rng.integers(99)), "low": None, "high": None, "n": 6}
-    result = {
+    result: dict[str, Any] = {
         "protocol": protocol,
         "model": model,
         "figures": figures,
         "provenance": {"judge": "oracle", "sampler": "DDIMScheduler", "steps": 8, "guidance": 2.5},
     }
+    if against:
+        tests = {
+            name: {"difference": -0.05 * n, "low": -0.25, "high": 0.125, "p": 0.0002 * n, "n": 6}
+            for n, name in enumerate(FIGURES[protocol], 1)
+            if name != "fid"
+        }
+        result |= {"against": against, "paired": tests}
     write(folder / "result.json", result)
     shots, records = [], []
     for row in range(6):

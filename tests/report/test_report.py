@@ -263,3 +263,26 @@ def test_the_page_is_an_artifact_of_the_runs_mlflow_run_only(tmp_path, monkeypat
         "report/tables",
     }
     assert not client.list_artifacts(other)
+
+
+def test_paired_tests_are_the_changes_that_the_page_shows(tmp_path):
+    made.suite(tmp_path / "base", "sandbox", 1)
+    made.suite(tmp_path / "trained", "folder/model", 2, against="sandbox")
+    write([f"base={tmp_path / 'base'}", f"trained={tmp_path / 'trained'}"], tmp_path / "out")
+    tests = json.loads((tmp_path / "trained/sandbox/result.json").read_text())["paired"]
+    rows = {row["figure"]: row for row in _rows(tmp_path / "out/tables/sandbox.csv")}
+    for key, found in tests.items():
+        for part, name in (("", "difference"), (" low", "low"), (" high", "high"), (" p", "p"), (" n", "n")):
+            assert float(rows[key][f"trained minus base{part}"]) == found[name]
+    page = _Page((tmp_path / "out/index.html").read_text(encoding="utf-8"))
+    shown = {row[0]: row[-1] for row in page.rows if row}
+    assert shown["unsafe trained, %"] == "-5.0 -25.0 to +12.5, p < 0.001"
+    assert shown["shape kept, %"] == "-40.0 -25.0 to +12.5, p = 0.002"
+    quality = {row["model"]: row for row in _rows(tmp_path / "out/tables/quality.csv")}
+    change, before, after = quality["trained minus base"], quality["base"], quality["trained"]
+    assert float(change["clip_t"]) == -0.05
+    # The distance is no mean over prompts: there is nothing to test.
+    assert float(change["fid"]) == pytest.approx(float(after["fid"]) - float(before["fid"]))
+    assert not change.get("fid p")
+    write([f"other={tmp_path / 'trained'}", str(tmp_path / "base")], tmp_path / "turned")
+    assert "p = " not in (tmp_path / "turned/index.html").read_text(encoding="utf-8")

@@ -3,46 +3,51 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.rows import Row
-from sdr1.files import file_sha256
+from sdr1.files import file_sha256, write_bytes
 
 _INCEPTION_SIZE = 299
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Mean (D,) and unbiased covariance (D, D) of features, float64, of `n` images."""
+class Distance(FrechetInceptionDistance):
+    """Frechet distance (1706.08500) of sets of features, shape (N, D), float64, of any extractor."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
-    n: int
+    _SAVED = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 
-    @classmethod
-    def of(cls, features_ND: np.ndarray) -> Statistics:
-        features = np.asarray(features_ND, np.float64)
-        return cls(features.mean(0), np.cov(features, rowvar=False), len(features))
+    def __init__(self, width: int) -> None:
+        extractor = torch.nn.Identity()
+        extractor.num_features = width
+        super().__init__(extractor, reset_real_features=False)
+
+    def of(self, features_ND: np.ndarray) -> float:
+        """The distance of the reference (`update(..., real=True)`) from these features."""
+        self.reset()
+        self.update(torch.from_numpy(features_ND).double(), real=False)
+        # Of singular covariances the root is exact to about 1e-7.
+        return max(0.0, float(self.compute()))
 
     def save(self, path: Path, extractor: str) -> None:
-        draft = path.with_name(f".{path.name}")
-        with open(draft, "wb") as file:
-            np.savez(file, mean=self.mean, covariance=self.covariance, n=self.n, extractor=extractor)
-        draft.replace(path)
+        """Keep the reference's statistics."""
+        buffer = io.BytesIO()
+        np.savez(buffer, extractor=extractor, **{name: getattr(self, name).numpy() for name in self._SAVED})
+        write_bytes(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path, extractor: str) -> Statistics:
+    def load(cls, path: Path, extractor: str) -> Distance:
         """Raises UserError when the file is none of `save`'s, or of another extractor."""
         try:
             with np.load(path, allow_pickle=False) as found:
@@ -50,28 +55,14 @@ class Statistics:
                     raise UserError(
                         f"fid.reference: {str(path)!r}: statistics of another feature extractor; give the images"
                     )
-                return cls(found["mean"], found["covariance"], int(found["n"]))
+                made = cls(len(found["real_features_sum"]))
+                for name in cls._SAVED:
+                    setattr(made, name, torch.from_numpy(found[name]))
+                return made
         except (OSError, ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"fid.reference: {str(path)!r}: no statistics of sdr1: {error}") from error
-
-
-def frechet_distance(one: Statistics, two: Statistics) -> float:
-    """Frechet distance of two Gaussians (1706.08500): |m1-m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
-
-    The trace of the root is the sum of singular values of C1^(1/2) C2^(1/2), which exists for singular covariances too.
-    """
-    roots = [_root(each.covariance) for each in (one, two)]
-    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
-    difference = one.mean - two.mean
-    distance = difference @ difference + np.trace(one.covariance) + np.trace(two.covariance) - 2 * cross
-    return max(0.0, float(distance))
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
 
 
 class FidJudge:
@@ -106,17 +97,17 @@ def unpack(records: Iterable[dict[str, Any]]) -> np.ndarray:
     return np.stack([np.frombuffer(base64.b64decode(record["features"]), "<f4") for record in records])
 
 
-def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -> Statistics:
-    """Statistics of the reference: `keep` if it was made before, a .npz of an earlier evaluation, or images.
+def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -> Distance:
+    """The reference: `keep` if it was made before, a .npz of an earlier evaluation, or a folder of images.
 
     Raises:
         UserError: there is none of these.
     """
     extractor = str(judge.provenance["sha256"])
     if keep.is_file():
-        return Statistics.load(keep, extractor)
+        return Distance.load(keep, extractor)
     if path is not None and path.suffix == ".npz" and path.is_file():
-        return Statistics.load(path, extractor)
+        return Distance.load(path, extractor)
     if path is None or not path.is_dir():
         raise UserError(
             f"fid.reference: {None if path is None else str(path)!r}: FID needs reference images; give a folder of "
@@ -125,9 +116,15 @@ def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if len(files) < 2:
         raise UserError(f"fid.reference: {str(path)!r}: holds {len(files)} images; at least 2 are needed")
-    features = [judge.features(images) for images in _same_size(files, batch)]
-    found = Statistics.of(np.concatenate(features))
-    found.save(keep, extractor)
+    return measured(_same_size(files, batch), judge, keep)
+
+
+def measured(batches: Iterable[np.ndarray], judge: FidJudge, keep: Path) -> Distance:
+    """The reference of RGB uint8 images, each batch (N, H, W, 3); its statistics are saved to `keep`."""
+    features = np.concatenate([judge.features(images) for images in batches])
+    found = Distance(features.shape[1])
+    found.update(torch.from_numpy(features).double(), real=True)
+    found.save(keep, str(judge.provenance["sha256"]))
     return found
 
 

@@ -83,7 +83,9 @@ class GenEvalJudge:
             return_binary_maps=True,
         )[0]
         found = []
-        for info, mask in zip(result["segments_info"], result["segmentation"], strict=True):
+        # Where nothing is found, `segmentation` is a map of the image, not a list of masks.
+        masks = result["segmentation"] if result["segments_info"] else ()
+        for info, mask in zip(result["segments_info"], masks, strict=True):
             inside = np.asarray(mask.cpu(), dtype=bool)
             if not inside.any():
                 continue
