@@ -79,7 +79,7 @@ class _Draft:
 @contextmanager
 def _plot(name: str, title: str, xlabel: str = "", ylabel: str = "", height: float = 3.3) -> Iterator[_Draft]:
     with matplotlib.rc_context(_STYLE):
-        canvas = Canvas(figsize=(5.2, height), layout="constrained")
+        canvas = Canvas(figsize=(4.4, height), layout="constrained")
         draft = _Draft()
         draft.axes = canvas.add_subplot(xlabel=xlabel, ylabel=ylabel)
         draft.axes.grid()
@@ -191,7 +191,10 @@ def rates(name: str, title: str, evaluations: Sequence[Evaluation]) -> Plot | No
                 linewidth=1.4,
                 label=_label(each.label),
             )
-        draft.axes.set_yticks(range(len(keys)), [_label(column_of(key).title) for key in keys])
+        # What all of them end in says nothing.
+        endings = {key.rpartition("/")[2] for key in keys}
+        names = [key.rpartition("/")[0] for key in keys] if len(keys) > len(endings) == 1 else keys
+        draft.axes.set_yticks(range(len(keys)), [_label(column_of(name).title) for name in names])
         draft.axes.set_ylim(len(keys) - 0.5, -0.5)
         draft.axes.set_xlim(-2, 102)
     return draft.plot

@@ -93,7 +93,9 @@ def sections(material: Material) -> list[Section]:
 
 def _glance(material: Material) -> Section:
     section = Section(
-        "glance", "At a glance", "One row a model: the main figure of every protocol that was run."
+        "glance",
+        "At a glance",
+        "The main figure of every protocol that was run; an arrow says what is better.",
     )
     table = tables.glance(material)
     if table.rows:

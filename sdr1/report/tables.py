@@ -24,7 +24,8 @@ class Cell(NamedTuple):
 
     figure: Figure
     text: str
-    interval: str = ""
+    notes: tuple[str, ...] = ()
+    """Its interval; the p of its test."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Column:
             parts.append(f"{self._show(figure.low, sign)} to {self._show(figure.high, sign)}")
         if figure.p is not None:
             parts.append("p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}")
-        return Cell(figure, self._show(figure.value, sign), ", ".join(parts))
+        return Cell(figure, self._show(figure.value, sign), tuple(parts))
 
     def published(self, text: str | None) -> Cell | None:
         if text is None:
@@ -58,7 +59,8 @@ class Column:
         return Cell(Figure(value=float(Decimal(text) / self.scale)), text)
 
     def _show(self, value: float, sign: str = "") -> str:
-        return f"{value * self.scale:{sign}.{self.digits}f}"
+        # Adding nothing makes of a negative zero a plain one.
+        return f"{round(value * self.scale, self.digits) + 0.0:{sign}.{self.digits}f}"
 
 
 def percent(key: str, title: str, better: Better = "") -> Column:
@@ -78,6 +80,7 @@ class Row:
     cells: list[Cell | None]
     source: str = ""
     published: bool = False
+    better: Better = ""
 
 
 @dataclass(frozen=True)
@@ -181,38 +184,36 @@ def compare(
 
 
 def glance(material: Material) -> Table:
-    """A row for every model, a column for the main figure of every protocol that any of them has."""
-    given = [
-        (protocol, column)
-        for protocol, column in _MAIN
-        if any(column.key in each.figures for each in material.of(protocol))
-    ]
+    """The main figure of every protocol that any model has."""
+    labels = list(dict.fromkeys(each.label for each in material.evaluations))
     rows = []
-    for label in dict.fromkeys(each.label for each in material.evaluations):
-        mine = {each.result.protocol: each.figures for each in material.evaluations if each.label == label}
-        cells = [column.cell(mine.get(protocol, {}).get(column.key)) for protocol, column in given]
-        if any(cells):
-            rows.append(Row(label, label, cells))
-    columns = [replace(column, key=f"{protocol}/{column.key}") for protocol, column in given]
-    return Table("glance", "At a glance", "model", columns, rows)
+    for protocol, form in _MAIN:
+        mine = {each.label: each for each in material.of(protocol)}
+        row = _across(f"{protocol}/{form.key}", form, form.key, [mine.get(label) for label in labels])
+        if any(row.cells):
+            rows.append(row)
+    return Table("glance", "At a glance", "figure", _models(labels), rows)
 
 
 def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table:
     """A row for every figure of a protocol, a column for every model, and the change from the first to the last."""
     keys = dict.fromkeys(key for each in evaluations for key in each.figures)
-    columns = [Column(each.label, each.label) for each in evaluations]
-    rows = []
-    for key in keys:
-        form = column_of(key)
-        figures = [each.figures.get(key) for each in evaluations]
-        cells = [form.cell(figure) for figure in figures]
-        if len(evaluations) > 1:
-            cells.append(form.cell(evaluations[-1].change(key, evaluations[0]), "+"))
-        rows.append(Row(key, form.heading, cells))
+    rows = [_across(key, column_of(key), key, evaluations) for key in keys]
+    return Table(name, title, "figure", _models([each.label for each in evaluations]), rows)
+
+
+def _across(name: str, form: Column, key: str, evaluations: Sequence[Evaluation | None]) -> Row:
+    """A figure of several models, and its change from the first to the last."""
+    cells = [form.cell(each.figures.get(key) if each else None) for each in evaluations]
+    first, last = evaluations[0], evaluations[-1]
     if len(evaluations) > 1:
-        change = f"{evaluations[-1].label} minus {evaluations[0].label}"
-        columns.append(Column(change, change))
-    return Table(name, title, "figure", columns, rows)
+        cells.append(form.cell(last.change(key, first), "+") if first and last else None)
+    return Row(name, form.heading, cells, better=form.better)
+
+
+def _models(labels: Sequence[str]) -> list[Column]:
+    changes = [f"{labels[-1]} minus {labels[0]}"] if len(labels) > 1 else []
+    return [Column(each, each) for each in (*labels, *changes)]
 
 
 def column_of(key: str) -> Column:
@@ -325,7 +326,7 @@ def to_latex(table: Table) -> str:
                 lines.append("\\midrule")
             lines.append(f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\emph{{published}}}} \\\\")
         shown = [
-            "--" if cell is None else f"{cell.text} [{cell.interval}]" if cell.interval else cell.text
+            "--" if cell is None else f"{cell.text} [{', '.join(cell.notes)}]" if cell.notes else cell.text
             for cell in row.cells
         ]
         lines.append(_tex_row([row.label, *shown]))
