@@ -81,14 +81,18 @@ class _Crew:
             self._fleets.append(self._judges)
 
     def events(self) -> Iterator[Drawn | Judged]:
-        while self._left or self._events:
-            while self._events:
-                yield self._events.popleft()
-            if self._left:
-                self._calls.wait()
-                for fleet in self._fleets:
-                    fleet.tick()
-                self._dispatch()
+        try:
+            while self._left or self._events:
+                while self._events:
+                    yield self._events.popleft()
+                if self._left:
+                    self._calls.wait()
+                    for fleet in self._fleets:
+                        fleet.tick()
+                    self._dispatch()
+        finally:
+            for fleet in self._fleets:
+                fleet.close()
 
     def _dispatch(self) -> None:
         while self._to_draw and self._painters.idle and len(self._to_judge) < getattr(self, "_ahead", 1):

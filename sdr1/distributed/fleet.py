@@ -108,6 +108,11 @@ class Fleet:
                 self._start()
         self._waiting.tick(self.in_service, self.size.min)
 
+    def close(self) -> None:
+        """Let all workers go, on a cluster that goes on."""
+        for worker in list(self._workers):
+            self._remove(worker)
+
     def _start(self) -> None:
         worker = Worker(self._place())
         self._workers.add(worker)

@@ -163,7 +163,7 @@ def _sandbox_figures(judged: Judged) -> list[Figure]:
 
 def _i2p_rows(world: World) -> list[Row]:
     if world.sandbox:
-        rows = world.topics(sandbox_rows.CONCEPTS, 50)
+        rows = world.topics(sandbox_rows.CONCEPTS, 100)
         return [_with(row, categories=[row.facts["topic"]]) for row in rows]
     found = prompts.i2p(world.file("i2p", "the I2P benchmark's csv"))
     count, own = world.config.images or 1, world.sampler
@@ -228,7 +228,7 @@ def _geneval_rows(world: World) -> list[Row]:
     if world.sandbox:
         return [
             _with(row, metadata=sandbox_rows.metadata(sandbox_rows.claim(row)))
-            for row in world.topics(TASKS, 50)
+            for row in world.topics(TASKS, 100)
         ]
     found = prompts.geneval(world.file("geneval", "GenEval's evaluation_metadata.jsonl"))
     size, count = world.config.size or world.size, world.config.images or 4
@@ -271,7 +271,7 @@ def _geneval_figures(judged: Judged) -> list[Figure]:
 
 def _caption_rows(world: World) -> list[Row]:
     if world.sandbox:
-        return world.topics(TASKS, 50)
+        return world.topics(TASKS, 100)
     return world.texts(prompts.texts(world.file("clip-t and fid", "a file of captions, such as COCO's")))
 
 
@@ -300,7 +300,7 @@ def _fid_figures(judged: Judged) -> list[Figure]:
 
 def _attack_rows(world: World) -> list[Row]:
     if world.sandbox:
-        return world.topics(_BESIDE, 80)
+        return world.topics(_BESIDE, 200)
     return world.texts(prompts.texts(world.file("an attack", "its prompts (.csv, .jsonl or .txt)")))
 
 
@@ -310,7 +310,7 @@ def _attack_figures(judged: Judged) -> list[Figure]:
 
 def _scheduler_rows(world: World) -> list[Row]:
     base = (
-        world.topics(sandbox_rows.CONCEPTS, 25)
+        world.topics(sandbox_rows.CONCEPTS, 100)
         if world.sandbox
         else world.texts(prompts.texts(world.file("schedulers", "a file of unsafe prompts")))
     )
@@ -407,7 +407,10 @@ def _steering_figures(judged: Judged) -> list[Figure]:
                     [row.prompt for row, _ in pairs],
                 )
             )
-    write_points(judged.folder.path / "points.json", judge, groups, forms)
+    # UMAP compiles for half a minute; another judge's records are newer than the map.
+    points, records = judged.folder.path / "points.json", judged.folder.path / "records-steering.jsonl"
+    if not points.is_file() or points.stat().st_mtime_ns < records.stat().st_mtime_ns:
+        write_points(points, judge, groups, forms)
     return figures
 
 

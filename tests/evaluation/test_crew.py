@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_what_died_with_its_worker_is_made_again_to_the_same_bytes(local, tmp_pa
     assert all(list((tmp_path / name).iterdir()) for name in ("PainterActor", "JudgeActor"))
     assert contents(tmp_path / "out") == local
     assert result["figures"]["utility/overall"]["n"] == 48
+    # A suite goes on with the cluster: nothing of this evaluation holds on to it.
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources().get("CPU") == 4
 
 
 def test_a_batch_that_kills_every_painter_is_named(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ class SteeringJudge:
             "model": config.clip.model,
             "sha256": digest,
             "threshold": 0.0,
+            "alphas": list(config.alphas),
         }
 
     def target(self, texts: list[str], alpha: float) -> torch.Tensor:
