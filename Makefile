@@ -64,7 +64,7 @@ SUITE := $(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 evaluate suite --local
 report: setup ## base and trained model of the sandbox through the whole suite, and the page: outputs/report/index.html
 	test -d $(DEMO_MODEL) || $(MALLOC) $(BIN)/sdr1 sandbox demo
 	test ! $(DEMO_MODEL) -nt $(TRAINED) || rm -rf $(TRAINED)
-	$(SUITE) --model sandbox --out $(BASE) & base=$$!; \
+	$(SUITE) --model sandbox --out $(BASE) > /dev/null & base=$$!; \
 	  $(SUITE) --model $(DEMO_MODEL) --out $(TRAINED); trained=$$?; wait $$base && exit $$trained
 	$(SUITE) --model $(DEMO_MODEL) --out $(TRAINED) --against $(BASE)
 	$(BIN)/sdr1 report base=$(BASE) trained=$(TRAINED) outputs/demo/run $(wildcard outputs/ablation)

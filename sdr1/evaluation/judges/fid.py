@@ -23,15 +23,21 @@ _INCEPTION_SIZE = 299
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+class _Given(torch.nn.Identity):
+    """Features that are there already, so wide."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features: int = width
+
+
 class Distance(FrechetInceptionDistance):
     """Frechet distance (1706.08500) of sets of features, shape (N, D), float64, of any extractor."""
 
     _SAVED = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")
 
     def __init__(self, width: int) -> None:
-        extractor = torch.nn.Identity()
-        extractor.num_features = width
-        super().__init__(extractor, reset_real_features=False)
+        super().__init__(_Given(width), reset_real_features=False)
 
     def of(self, features_ND: np.ndarray) -> float:
         """The distance of the reference (`update(..., real=True)`) from these features."""
