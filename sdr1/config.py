@@ -336,6 +336,12 @@ class Config(Section):
     def images_per_iteration(self) -> int:
         return self.prompts.per_iteration * self.rollout.group_size
 
+    @property
+    def learner_passes(self) -> int:
+        """Forward and backward passes over one group, on each rank."""
+        transitions = self.rollout.group_size * len(self.policy.window)
+        return math.ceil(transitions / (self.learner.micro_batch * self.learner.ranks))
+
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
         return self.learner.kl_weight > 0 and (self.learner.kl_on == "all" or label == "safe")
