@@ -64,6 +64,11 @@ class PolicyConfig(Section):
     variant: str | None = Field(
         None, description="Variant of the weight files, e.g. `fp16`; they are loaded in float32 all the same."
     )
+    config: str | None = Field(
+        None,
+        description="Of a single-file checkpoint: pipeline folder or hub id to take configs, tokenizer and scheduler "
+        "from; None: Stable Diffusion 1.5's or 2.1's from the hub.",
+    )
     unet: Path | None = Field(
         None, description="UNet to put over the base's: a diffusers UNet folder, or a .safetensors file."
     )
