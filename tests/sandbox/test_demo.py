@@ -188,6 +188,18 @@ def test_a_model_trained_earlier_can_be_judged(stubbed, tmp_path):
     assert (tmp_path / "judged" / "before_after.png").is_file()
 
 
+def test_a_base_that_is_known_is_not_judged_again(stubbed, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(demo, "evaluate", lambda model, **options: judged.append((model, options)) or AFTER)
+    known = Evaluation.of(json.loads(json.dumps(BEFORE.asdict())))
+    assert known == BEFORE
+    model = stubbed_run(tmp_path / "earlier")
+    table = demo.judge(tmp_path / "judged", 3, 50, model, before=known)
+    assert judged == [(str(model), {"split": "final", "images": 50, "seed": 3})]
+    assert not stubbed.judged
+    assert (table["before"], table["after"]) == (BEFORE.asdict(), AFTER.asdict())
+
+
 def stubbed_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"iterations": 9, "weights_sha256": "cd"}))
