@@ -381,7 +381,7 @@ def sandbox_demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
     images: Annotated[
         int, typer.Option(min=1, metavar="N", help="Images behind each concept's and each task's rate.")
-    ] = 100,
+    ] = 60,
 ) -> None:
     """Train the sandbox's model and compare it with the base: unsafe rates, abilities, false alarms.
 

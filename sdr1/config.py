@@ -64,6 +64,11 @@ class PolicyConfig(Section):
     variant: str | None = Field(
         None, description="Variant of the weight files, e.g. `fp16`; they are loaded in float32 all the same."
     )
+    config: str | None = Field(
+        None,
+        description="Of a single-file checkpoint: pipeline folder or hub id to take configs, tokenizer and scheduler "
+        "from; None: Stable Diffusion 1.5's or 2.1's from the hub.",
+    )
     unet: Path | None = Field(
         None, description="UNet to put over the base's: a diffusers UNet folder, or a .safetensors file."
     )
@@ -346,6 +351,12 @@ class Config(Section):
         again = 0 if policy.initial_noise == "sample" else size - 1
         chain, trained = size * policy.steps, size * len(policy.window)
         return chain - again * (policy.window.start + 1), trained - again
+
+    @property
+    def learner_passes(self) -> int:
+        """Forward and backward passes over one group, on each rank."""
+        transitions = self.rollout.group_size * len(self.policy.window)
+        return math.ceil(transitions / (self.learner.micro_batch * self.learner.ranks))
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""

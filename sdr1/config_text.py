@@ -39,7 +39,8 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
     updates = groups // config.groups_per_update
     transitions = images * len(window)
     per_update = transitions // updates
-    passes = -(-size * len(window) // config.learner.micro_batch) * groups
+    passes, ranks = config.learner_passes * groups, config.learner.ranks
+    shared = "" if ranks == 1 else f" by each of {ranks} ranks"
     guided = 1 if config.policy.guidance_scale == 1 else 2
     reference, reference_note = _groups_with_kl(config)
     unsafe = config.prompts.unsafe_per_iteration
@@ -56,7 +57,10 @@ def batch_arithmetic(config: Config) -> list[tuple[str, str]]:
         ("images", f"{images:,} = {groups} groups x {size}"),
         ("transitions", f"{transitions:,} = {images:,} images x {len(window)} of {steps} steps"),
         ("updates", f"{updates} of {config.groups_per_update} groups, {per_update:,} transitions each"),
-        ("learner passes", f"{passes:,} of at most {config.learner.micro_batch} transitions of one group"),
+        (
+            "learner passes",
+            f"{passes:,}{shared} of at most {config.learner.micro_batch} transitions of one group",
+        ),
         ("UNet evaluations, rollout", f"{sampling:,} = {images:,} images x {steps} steps{doubled}"),
         ("UNet evaluations, reference", f"{reference_evaluations:,} ({reference_note})"),
         ("UNet evaluations, learner", f"{learning:,} = {transitions:,} transitions{doubled}, with backward"),

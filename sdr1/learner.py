@@ -59,11 +59,17 @@ class Learner:
         self._scale = 1.0
         self._variances: dict[Label | None, deque[float]] = {}
         self._published: dict[int, Weights] = {}
+        """Snapshots that a later task may name; none without `max_staleness`."""
 
     def weights(self, version: int) -> Weights:
-        """The trainable parameters under a version number: a snapshot of now, or a version published lately."""
+        """The trainable parameters under a version number, valid until the next update.
+
+        With `max_staleness` a snapshot of now, or one that was taken lately; those stay valid.
+        """
+        if self._config.rollout.max_staleness == 0:
+            return self._policy.flat.publish(version)
         if version not in self._published:
-            self._published[version] = self._policy.flat.publish(version)
+            self._published[version] = self._policy.flat.snapshot(version)
             for old in [v for v in self._published if v < version - self._config.rollout.max_staleness]:
                 del self._published[old]
         return self._published[version]
@@ -74,7 +80,8 @@ class Learner:
 
     def state(self, iteration: int) -> LearnerState:
         """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
-        tensors = {f"weights/{version}": weights.buffer for version, weights in self._published.items()}
+        published = self._published or {iteration: self._policy.flat.snapshot(iteration)}
+        tensors = {f"weights/{version}": weights.buffer for version, weights in published.items()}
         for name in _MOMENTS if self._updates else ():
             moments = [self._optimizer.state[parameter][name] for parameter in self._policy.parameters]
             tensors[name] = torch.cat([moment.flatten() for moment in moments]).cpu().numpy()
@@ -88,14 +95,15 @@ class Learner:
             ValueError: the state belongs to other parameters.
         """
         self._policy.flat.load(state.tensors[f"weights/{state.iteration}"])
-        self._published = {
-            version: Weights(version, buffer, checksum(buffer))
-            for version, buffer in (
-                (int(name.removeprefix("weights/")), tensor)
-                for name, tensor in state.tensors.items()
-                if name.startswith("weights/")
-            )
-        }
+        if self._config.rollout.max_staleness:
+            self._published = {
+                version: Weights(version, buffer, checksum(buffer))
+                for version, buffer in (
+                    (int(name.removeprefix("weights/")), tensor)
+                    for name, tensor in state.tensors.items()
+                    if name.startswith("weights/")
+                )
+            }
         self._updates, self.accumulated = state.updates, 0
         self._optimizer.zero_grad()
         moments = {name: torch.tensor(state.tensors[name]) for name in _MOMENTS if state.updates}

@@ -40,8 +40,10 @@ class LocalExecutor:
     def submit(self, tasks: Sequence[GroupTask]) -> None:
         oldest = tasks[0].iteration - self._config.rollout.max_staleness
         self._groups = {task: group for task, group in self._groups.items() if task.iteration >= oldest}
-        # After a resume the first tasks may name weights older than the learner's own.
-        self._policy.flat.load(self._learner.weights(tasks[0].version).buffer)
+        # With staleness, and so after a resume too, the tasks may name weights older than the learner's own.
+        stale = tasks[0].version != self._weights.version
+        if stale:
+            self._policy.flat.load(self._learner.weights(tasks[0].version).buffer)
         for task in tasks:
             rollout = self._policy.rollout(
                 task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
@@ -50,7 +52,8 @@ class LocalExecutor:
             self._groups[task] = rollout, scores
             self._seconds[0] += rollout.seconds
             self._seconds[1] += scores.seconds
-        self._policy.flat.load(self._weights.buffer)
+        if stale:
+            self._policy.flat.load(self._weights.buffer)
 
     def accumulate(self, task: GroupTask) -> None:
         rollout, scores = self._groups[task]

@@ -44,9 +44,13 @@ def check(config: PolicyConfig) -> None:
     """
     path = locate(config)
     if path is not None and path.is_file():
-        _check_single_file(path, config)
-        return
-    folder = _hub_configs(config) if path is None else path
+        folder = single_file_configs(path, config)
+    elif config.config is not None:
+        raise UserError(
+            f"policy.config: {config.config!r}: {config.model} brings its own configs; leave it out"
+        )
+    else:
+        folder = _hub_configs(config) if path is None else path
     index = _read(folder / "model_index.json", config, "no diffusers pipeline")
     _check_parts(index, folder, config)
     unet = _read(folder / "unet" / "config.json", config, "no UNet config")
@@ -54,7 +58,7 @@ def check(config: PolicyConfig) -> None:
     scheduler = _read(folder / "scheduler" / "scheduler_config.json", config, "no scheduler config")
     vae = _read(folder / "vae" / "config.json", config, "no VAE config")
     _check_shapes(unet, text, vae, scheduler, config)
-    if path is not None:
+    if path is not None and path.is_dir():
         for part, stem in _WEIGHTS.items():
             if part != "unet" or config.unet is None:
                 _check_weights(folder / part, stem, config)
@@ -62,14 +66,15 @@ def check(config: PolicyConfig) -> None:
         check_unet_file(config.unet, unet)
 
 
-def tokenizer(config: PolicyConfig) -> Any | None:
-    """The pipeline's tokenizer; None for a single-file checkpoint, which holds none."""
+def tokenizer(config: PolicyConfig) -> Any:
+    """The pipeline's tokenizer."""
     from transformers import CLIPTokenizer
 
     path = locate(config)
-    if path is not None and path.is_file():
-        return None
-    folder = (_hub_configs(config) if path is None else path) / "tokenizer"
+    if path is None:
+        folder = _hub_configs(config) / "tokenizer"
+    else:
+        folder = (single_file_configs(path, config) if path.is_file() else path) / "tokenizer"
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
@@ -177,9 +182,17 @@ def _check_weights(folder: Path, stem: str, config: PolicyConfig) -> None:
         )
 
 
-def _check_single_file(path: Path, config: PolicyConfig) -> None:
+def single_file_configs(path: Path, config: PolicyConfig) -> Path:
+    """The folder with the configs and the tokenizer of a single-file checkpoint, which holds none of them.
+
+    Raises:
+        UserError: it is no Stable Diffusion 1.x or 2.x checkpoint, or its configs cannot be had.
+    """
     import torch
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+    from diffusers.loaders.single_file_utils import (
+        DIFFUSERS_DEFAULT_PIPELINE_PATHS,
+        infer_diffusers_model_type,
+    )
 
     if path.suffix != ".safetensors":
         raise UserError(
@@ -195,21 +208,25 @@ def _check_single_file(path: Path, config: PolicyConfig) -> None:
             f"{_where(config)}: diffusers takes this checkpoint for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
             "checkpoint (a UNet alone belongs in policy.unet)"
         )
+    name = config.config or DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    return Path(name) if Path(name).is_dir() else _fetch_configs(f"policy.config: {name!r}", name, None)
 
 
 def _hub_configs(config: PolicyConfig) -> Path:
+    at = f" at revision {config.revision!r}" if config.revision else ""
+    return _fetch_configs(f"{_where(config)}{at}", config.model, config.revision)
+
+
+def _fetch_configs(where: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(config.model, revision=config.revision, allow_patterns=["*.json", "*.txt"])
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt"]))
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0][:160]
-        at = f" at revision {config.revision!r}" if config.revision else ""
         raise UserError(
-            f"{_where(config)}: neither a folder here nor a hub id that can be reached{at}: {reason}; check the "
-            "name, or download it and give the folder"
+            f"{where}: neither a folder here nor a hub id that can be reached: {reason}; check the name, or download it "
+            "and give the folder"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -43,19 +44,33 @@ def plan(config: Config) -> dict[str, Any]:
 
 
 def _prompts(config: Config) -> dict[str, Any]:
+    sources = prompts.sources(config)
     try:
-        found = prompts.read(config.prompts.path)
+        lists = [prompts.read(source) for source in sources]
     except UserError as error:
         # A preset names a file that its user has yet to bring.
         return {"count": None, "missing": str(error)}
+    found = [prompt for each in lists for prompt in each]
     labels = [prompt.label for prompt in found]
-    return {
+    result: dict[str, Any] = {
         "count": len(found),
         "safe": labels.count("safe"),
         "unsafe": labels.count("unsafe"),
         "unlabelled": labels.count(None),
         "epochs": config.iterations * config.prompts.per_iteration / len(found),
     }
+    # Labels by score are known when the encoder's weights are.
+    if all(source.label != "score" for source in sources):
+        stream = prompts.PromptStream(lists if config.prompts.mix else lists[0], config)
+        result["pools"] = [
+            {
+                "count": len(pool),
+                "groups_per_iteration": groups,
+                "epochs": config.iterations * groups / len(pool),
+            }
+            for pool, groups in stream.pools
+        ]
+    return result
 
 
 def _counts(config: Config) -> dict[str, Any]:
@@ -89,9 +104,10 @@ def _counts(config: Config) -> dict[str, Any]:
 
 def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[str, Any]:
     """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
-    group, micro = config.rollout.group_size, config.learner.micro_batch
+    group = config.rollout.group_size
     guided = 1 if config.policy.guidance_scale == 1 else 2
-    micro = min(micro, group * len(config.policy.window))
+    # Passes are of near-equal size: the largest holds so many transitions.
+    micro = math.ceil(group * len(config.policy.window) / (config.learner_passes * config.learner.ranks))
     length = made.text_encoder.config.max_position_embeddings
     autocast: Any = contextlib.nullcontext
     if config.policy.precision != "float32":
@@ -165,10 +181,22 @@ def _trainable(made: Shapes) -> int:
 
 
 def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, Any]:
-    """Bytes of one actor of each role at its peak, on its device, by what they are for."""
+    """Bytes of one actor of each role at its peak, on its device, by what they are for.
+
+    The peak is that of the start or of the work, whichever is more; freed memory is used again.
+
+    - `start`: what it needs beyond the work. Parameters that are trained move into one flat buffer (`sdr1.weights`), and
+      until the last has moved both are there.
+    - `optimizer`: AdamW's two moments. On a GPU its step works on all parameters at once and holds one more set of
+      temporaries, when the activations are gone.
+    - `activations`: the most that a pass makes; the last pass's hold the gradients that it adds to `gradients`.
+    - `published`: on the CPU Ray's shared memory, where the learner writes its weights and rollout actors map them; a
+      process is billed for it, the node holds it once. For a GPU it is the host's.
+    """
     peaks, trainable = flops["peaks"], _trainable(made)
     pipeline = sum(parameter_bytes(part) for part in (made.unet, made.vae, made.text_encoder))
     copies = config.policy.trainable == "full" and config.learner.kl_weight > 0
+    stepping = trainable if config.learner.device != "cpu" else 0
     parts = {
         "rollout": {
             "weights": pipeline,
@@ -176,12 +204,11 @@ def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, An
             "activations": peaks["rollout"],
         },
         "reward": {"weights": parameter_bytes(made.encoder), "activations": peaks["reward"]},
-        # The last pass's peak holds the gradients that it adds to; a published copy takes their place after the step.
         "learner": {
             "weights": pipeline,
             "optimizer": 2 * trainable,
             "gradients": trainable,
-            "activations": peaks["learner"],
+            "activations": max(peaks["learner"], stepping),
         },
     }
     result = {}
@@ -189,6 +216,14 @@ def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, An
         device = getattr(config, role).device
         kind = device.split(":")[0]
         sizes["process"] = PROCESS_BYTES[kind]
+        if role != "reward":
+            sizes["published"] = trainable if kind == "cpu" else 0
+            work = sum(
+                sizes[part]
+                for part in ("optimizer", "gradients", "activations", "published")
+                if part in sizes
+            )
+            sizes["start"] = max(0, trainable - work)
         result[role] = {
             "device": device,
             "actors": _actors(config)[role],
@@ -239,6 +274,12 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"prompts      {known['count']:,}: {known['safe']:,} safe, {known['unsafe']:,} unsafe, "
             f"{known['unlabelled']:,} without label; {known['epochs']:.1f} epochs"
         )
+        pools = known.get("pools", ())
+        rows += [
+            f"             {pool['count']:,} of them in {pool['groups_per_iteration']} groups an iteration, "
+            f"{pool['epochs']:.1f} epochs"
+            for pool in (pools if len(pools) > 1 else ())
+        ]
     rows += [
         f"groups       {groups['per_iteration']} x {groups['size']} = {groups['images_per_iteration']:,} images an "
         f"iteration, {found['iterations']:,} iterations",

@@ -43,7 +43,11 @@ def load(config: PolicyConfig) -> Any:
     try:
         if path is not None and path.is_file():
             pipeline = StableDiffusionPipeline.from_single_file(
-                str(path), torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+                str(path),
+                config=str(pipeline_files.single_file_configs(path, config)),
+                torch_dtype=torch.float32,
+                safety_checker=None,
+                requires_safety_checker=False,
             )
         else:
             pipeline = StableDiffusionPipeline.from_pretrained(

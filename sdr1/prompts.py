@@ -95,7 +95,8 @@ class PromptStream:
                 "prompts.label or prompts.label_column, or use a .jsonl file with labels safe and unsafe"
             )
         total, unsafe = config.prompts.per_iteration, config.prompts.unsafe_per_iteration
-        self._pools: list[tuple[list[Prompt], int]] = []
+        self.pools: list[tuple[list[Prompt], int]] = []
+        """Prompts with epochs of their own, and their groups in an iteration."""
         if unsafe is None:
             self._add_pools(sources, total)
             return
@@ -119,12 +120,12 @@ class PromptStream:
                     "iteration; raise it, or prompts.per_iteration"
                 )
             if count:
-                self._pools.append((list(prompts), count))
+                self.pools.append((list(prompts), count))
 
     def describe(self) -> list[str]:
         """What is trained on, a line for each pool of prompts with epochs of its own."""
         lines = []
-        for prompts, count in self._pools:
+        for prompts, count in self.pools:
             labels = Counter(prompt.label or "unlabelled" for prompt in prompts)
             held = ", ".join(f"{number:,} {label}" for label, number in sorted(labels.items()))
             repeated = len(prompts) - len({prompt.text for prompt in prompts})
@@ -139,7 +140,7 @@ class PromptStream:
         """The groups of one iteration, to be made by weights `version`."""
         prompts = [
             pool[self._index(number, len(pool), iteration * count + offset)]
-            for number, (pool, count) in enumerate(self._pools)
+            for number, (pool, count) in enumerate(self.pools)
             for offset in range(count)
         ]
         return [

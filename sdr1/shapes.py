@@ -105,6 +105,8 @@ def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str 
         from sdr1.sandbox import PIPELINE
 
         model = str(PIPELINE)
+    if policy.config is not None:
+        model = policy.config
     folder = Path(model)
     if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
         raise UserError(f"policy.model: {model!r}: no such folder; give a diffusers pipeline or a hub id")

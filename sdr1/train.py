@@ -54,10 +54,8 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
     state = _starting_point(config)
     start = state.iteration if state else 0
-    tokenizer = pipeline_files.tokenizer(config.policy)
-    for line in stream.describe() + (
-        prompts.describe_truncated(stream.prompts, tokenizer) if tokenizer else []
-    ):
+    cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
+    for line in stream.describe() + cut:
         print(line, flush=True)
     begin = time.perf_counter()
     config.run.directory.mkdir(parents=True, exist_ok=True)

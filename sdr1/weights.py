@@ -41,7 +41,12 @@ class FlatParameters:
             offset += parameter.numel()
 
     def publish(self, version: int) -> Weights:
-        """A snapshot: one copy of all bytes, which later updates do not touch."""
+        """All bytes as they are now; on the CPU in place, so that the next update changes them."""
+        buffer = self._flat.detach().cpu().view(torch.uint8).numpy()
+        return Weights(version, buffer, checksum(buffer))
+
+    def snapshot(self, version: int) -> Weights:
+        """A copy of all bytes, which later updates do not touch."""
         source = self._flat.detach().view(torch.uint8)
         buffer = torch.empty(source.shape, dtype=torch.uint8)
         found = _copy(buffer, source)

@@ -114,6 +114,14 @@ def test_single_files(tmp_path):
     refused(PolicyConfig(model=str(file)), ["truncated"])
 
 
+def test_the_configs_of_a_single_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = tiny.single_file(PIPELINE, tmp_path / "one.safetensors")
+    refused(PolicyConfig(model=str(file)), ["policy.config", "stable-diffusion-v1-5", "give the folder"])
+    refused(PolicyConfig(model=str(file), config=str(tmp_path)), ["model_index.json is missing"])
+    refused(PolicyConfig(config=str(PIPELINE)), ["policy.config", "sandbox", "leave it out"])
+
+
 def test_a_unet_that_does_not_fit(tmp_path):
     refused(PolicyConfig(unet=tmp_path / "no.safetensors"), ["policy.unet", "no such file"])
     refused(PolicyConfig(unet=tmp_path), ["policy.unet", "no config.json"])

@@ -60,12 +60,20 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     "command",
     [
         "train",
+        "plan",
+        "evaluate",
+        "judge",
+        "report",
+        "export",
+        "sample",
         "config show",
         "config check",
         "config schema",
         "sandbox draw",
         "sandbox build",
         "sandbox demo",
+        "sandbox ablation",
+        "prompts compose",
     ],
 )
 def test_every_command_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:

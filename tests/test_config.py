@@ -168,5 +168,24 @@ def test_batch_arithmetic_by_hand() -> None:
     assert (rows["UNet evaluations, rollout"], rows["UNet evaluations, reference"]) == ("576", "0")
 
 
+@given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 5))
+def test_learner_passes_are_those_that_a_rank_makes(group: int, most: int, ranks: int) -> None:
+    from sdr1.learner import micro_batches
+    from sdr1.ranks import Ranks
+
+    values = {
+        "policy": {"steps": 4, "noise_window": [0, 3]},
+        "rollout": {"group_size": group},
+        "learner": {"micro_batch": most, "ranks": ranks},
+        "prompts": {"per_iteration": 1},
+    }
+    config = validate(values)
+    made = [micro_batches(3 * group, most, Ranks(rank, ranks)) for rank in range(ranks)]
+    assert config.learner_passes == max(map(len, made))
+    said = dict(batch_arithmetic(config))["learner passes"]
+    assert said.startswith(f"{config.learner_passes} ")
+    assert ("ranks" in said) == (ranks > 1)
+
+
 def test_every_field_can_be_set_in_yaml() -> None:
     assert validate(yaml.safe_load(annotated_yaml(Config()))) == Config()

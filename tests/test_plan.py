@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdr1.config import validate
 from sdr1.costs import count_flops
 from sdr1.learner import Learner
 from sdr1.plan import lines, plan
@@ -41,3 +42,47 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
     assert moved["reference_means"] == held.reference_means.nbytes
     assert tuple(found["unet_evaluations_per_image"].values()) == pytest.approx(evaluations)
     assert any(line.startswith("bottleneck") for line in lines(found))
+
+
+def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path):
+    for name, label, count in (("a", "safe", 40), ("b", "unsafe", 2), ("c", "unsafe", 8)):
+        rows = [f'{{"prompt": "{name} {n}", "label": "{label}"}}\n' for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    mix = [
+        {"path": str(tmp_path / f"{name}.jsonl"), "weight": weight}
+        for name, weight in (("a", 2), ("b", 1), ("c", 3))
+    ]
+    values = {"iterations": 10, "prompts": {"mix": mix, "per_iteration": 8, "unsafe_share": 0.5}}
+    found = plan(validate(values))
+    assert {key: found["prompts"][key] for key in ("count", "safe", "unsafe", "unlabelled")} == {
+        "count": 50, "safe": 40, "unsafe": 10, "unlabelled": 0,
+    }  # fmt: skip
+    # Of 4 unsafe groups a quarter and three quarters, of 4 safe groups all.
+    assert [list(pool.values()) for pool in found["prompts"]["pools"]] == [
+        [2, 1, 5],
+        [8, 3, 3.75],
+        [40, 4, 1],
+    ]
+    assert any("8 of them in 3 groups an iteration, 3.8 epochs" in line for line in lines(found))
+    mix[1]["path"] = str(tmp_path / "none.jsonl")
+    assert "none.jsonl" in plan(validate(values))["prompts"]["missing"]
+
+
+def test_memory_is_counted_on_the_device(small):
+    options = {"trainable": "full", "steps": 3, "noise_window": [0, 2]}
+    here = plan(small(policy=options))["memory"]
+    there = plan(
+        small(policy=options, learner={"device": "cuda", "kl_weight": 1.0}, rollout={"device": "cuda"})
+    )["memory"]
+    trained = here["learner"]["gradients"]
+    assert here["learner"]["optimizer"] == 2 * trained
+    # Ray's store is the host's memory; a GPU's step and start need one more set of parameters at most.
+    assert here["learner"]["published"] == here["rollout"]["published"] == trained
+    assert there["learner"]["published"] == there["rollout"]["published"] == 0
+    assert there["learner"]["activations"] >= trained
+    rollout = there["rollout"]
+    assert rollout["activations"] + rollout["start"] == max(rollout["activations"], trained)
+    for memory in (here, there):
+        for sizes in memory.values():
+            parts = [size for name, size in sizes.items() if name not in ("device", "actors", "total")]
+            assert sum(parts) == sizes["total"]

@@ -119,6 +119,22 @@ def test_a_unet_over_the_base(small, tmp_path, kind):
     assert not all(torch.equal(put[name], base[name]) for name in put)
 
 
+def test_a_single_file_checkpoint_is_the_pipeline_that_it_was_made_of(small, tmp_path):
+    folder = tiny.pipeline(tmp_path / "pipeline")
+    file = tiny.single_file(folder, tmp_path / "one.safetensors")
+    options = {"model": str(file), "config": str(folder), "trainable": "full"}
+    policy, expected = (
+        Policy(small(policy={**FAST, **each}).policy)
+        for each in (options, {"model": str(folder), "trainable": "full"})
+    )
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = (getattr(each.pipeline, part).state_dict() for each in (policy, expected))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    made, same = (each.rollout(TASK, 2, with_reference=False) for each in (policy, expected))
+    assert np.array_equal(made.images, same.images)
+
+
 def test_a_variant_is_loaded_in_float32(tmp_path):
     folder = tiny.pipeline(tmp_path / "half")
     load(PolicyConfig(model=str(folder))).to(torch.float16).save_pretrained(tmp_path / "v", variant="fp16")

@@ -39,12 +39,14 @@ def test_the_checksum_is_that_of_the_whole_buffer_and_of_what_is_in_place(monkey
 def test_a_snapshot_is_not_touched_by_later_updates():
     mine = parameters((4,))
     flat = FlatParameters(mine)
-    weights = flat.publish(0)
-    before = sha256(weights)
+    snapshot, weights = flat.snapshot(0), flat.publish(0)
+    before = sha256(snapshot)
+    assert snapshot.checksum == weights.checksum
+    assert np.shares_memory(weights.buffer, mine[0].detach().numpy())
     with torch.no_grad():
         mine[0].add_(1)
-    assert sha256(weights) == before
-    assert sha256(flat.publish(1)) != before
+    assert sha256(snapshot) == before
+    assert sha256(weights) == sha256(flat.publish(1)) != before
 
 
 def test_another_size_is_refused():

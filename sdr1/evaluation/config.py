@@ -9,6 +9,8 @@ import pydantic
 from pydantic import Field, FiniteFloat
 
 from sdr1.config import SANDBOX, Device, Section, Workers, one_line
+from sdr1.detectors.nudenet import RESOLUTION, THRESHOLD
+from sdr1.detectors.q16 import MODEL
 from sdr1.errors import UserError
 
 
@@ -23,13 +25,13 @@ class SamplerConfig(Section):
 
 class NudeNetConfig(Section):
     weights: Path | None = Field(None, description="Any NudeNet .onnx file; None: the nudenet wheel's own.")
-    resolution: int = Field(320, ge=32, description="Input size of that model, in pixels.")
-    threshold: FiniteFloat = Field(0.6, ge=0, le=1, description="A class counts above this score.")
+    resolution: int = Field(RESOLUTION, ge=32, description="Input size of that model, in pixels.")
+    threshold: FiniteFloat = Field(THRESHOLD, ge=0, le=1, description="A class counts above this score.")
 
 
 class Q16Config(Section):
-    prompts: Path | None = Field(None, description="The two learned prompt vectors, .p or .pt.")
-    model: str = Field("ViT-L-14-quickgelu", description="open_clip model that they belong to.")
+    prompts: Path | None = Field(None, description="The two learned prompt vectors: .p, .pt or .npy.")
+    model: str = Field(MODEL, description="open_clip model that they belong to.")
     checkpoint: Path | None = Field(None, description="Weights of that model (OpenAI's ViT-L/14).")
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from sdr1.detectors.nudenet import TABLE
 from sdr1.errors import UserError
 from sdr1.evaluation import prompts, sandbox_rows
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.detections import Detection, verdict
 from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges import Judge
-from sdr1.evaluation.judges.nudenet import STRICT, TABLE
+from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.sandbox_rows import TASKS
 from sdr1.evaluation.statistics import Figure

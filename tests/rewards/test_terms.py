@@ -76,6 +76,10 @@ def test_wrong_own_rewards(module):
 
 def test_judges_are_penalties(monkeypatch, tmp_path):
     class Detector:
+        def __init__(self, model_path, inference_resolution):
+            assert model_path.endswith("320n.onnx")
+            assert inference_resolution == 320
+
         def detect(self, image):
             # Red is the last channel: the image was handed over as BGR.
             return [{"class": "BELLY_EXPOSED", "score": image[..., 2].mean() / 255}]
@@ -99,7 +103,7 @@ def test_judges_are_penalties(monkeypatch, tmp_path):
     }
     assert scorer(terms={"q": options}).score(IMAGES[:1], SAFE).terms["q"] == -1
     np.save(tmp_path / "q16.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"reward\.terms\.q\.prompts.*not a \.npy array"):
+    with pytest.raises(UserError, match=r"reward\.terms\.q\.prompts.*not a plain array"):
         scorer(terms={"q": options})
 
 

@@ -202,6 +202,16 @@ def test_a_model_trained_earlier_can_be_judged(stubbed, tmp_path):
     assert (tmp_path / "judged" / "before_after.png").is_file()
 
 
+def test_a_base_that_is_known_is_not_judged_again(stubbed, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(demo, "_measure", lambda *given: judged.append(given) or AFTER)
+    model = stubbed_run(tmp_path / "earlier")
+    table = demo.judge(tmp_path / "judged", 3, 50, model, before=BEFORE)
+    assert judged == [(str(model), 50, 3)]
+    assert not stubbed.judged
+    assert (table["before"], table["after"]) == (BEFORE, AFTER)
+
+
 def stubbed_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "summary.json").write_text(json.dumps({"iterations": 9, "weights_sha256": "cd"}))

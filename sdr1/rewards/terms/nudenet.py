@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.errors import UserError
+from sdr1.detectors.nudenet import RESOLUTION, TABLE, THRESHOLD, NudeNet, best_scores
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:
@@ -17,25 +17,13 @@ if TYPE_CHECKING:
     from sdr1.types import Prompt
 
 
-TABLE = (
-    "FEMALE_BREAST_EXPOSED",
-    "FEMALE_GENITALIA_EXPOSED",
-    "MALE_BREAST_EXPOSED",
-    "MALE_GENITALIA_EXPOSED",
-    "BUTTOCKS_EXPOSED",
-    "FEET_EXPOSED",
-    "BELLY_EXPOSED",
-    "ARMPITS_EXPOSED",
-)
-"""The classes of the published tables; ANUS_EXPOSED is detected, but is not among them."""
-
-
 class NudenetTerm(TermConfig):
     kind: Literal["nudenet"]
-    threshold: FiniteFloat = Field(0.6, gt=0, lt=1, description="A detection counts above this score.")
+    threshold: FiniteFloat = Field(THRESHOLD, gt=0, lt=1, description="A detection counts above this score.")
     checkpoint: Path | None = Field(
         None, description="Another detector file (.onnx) than the one that the nudenet package ships."
     )
+    resolution: int = Field(RESOLUTION, ge=32, description="Input size of that model, in pixels.")
     classes: tuple[str, ...] = Field(
         TABLE,
         min_length=1,
@@ -44,18 +32,11 @@ class NudenetTerm(TermConfig):
 
     def build(self, place: Place) -> Term:
         import numpy as np
-        from nudenet import NudeDetector
 
-        if self.checkpoint is not None and not self.checkpoint.is_file():
-            raise UserError(
-                f"{place.field}.checkpoint: {str(self.checkpoint)!r}: no such file; leave it out for nudenet's own"
-            )
-        detector = NudeDetector(*([str(self.checkpoint)] if self.checkpoint else []))
+        detector = NudeNet(f"{place.field}.checkpoint", self.checkpoint, self.resolution)
 
         def flagged(image_HWC: np.ndarray) -> bool:
-            # nudenet reads BGR arrays.
-            found = detector.detect(np.ascontiguousarray(image_HWC[..., ::-1]))
-            return any(one["class"] in self.classes and one["score"] > self.threshold for one in found)
+            return not best_scores(detector.detect(image_HWC), self.threshold).keys().isdisjoint(self.classes)
 
         def term(images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
             return -np.array([flagged(image) for image in images_NHWC], np.float32)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from sdr1.detectors.vectors import read_vectors
 from sdr1.errors import UserError
-from sdr1.evaluation.vectors import read_vectors
 
 VECTORS = np.random.default_rng(0).normal(size=(2, 768)).astype(np.float32)
 
@@ -39,6 +39,14 @@ def test_torch_files_are_read(tmp_path):
     ):
         torch.save(content, tmp_path / name)
         assert torch.equal(read_vectors("f", tmp_path / name), torch.from_numpy(VECTORS))
+
+
+def test_numpy_files_are_read_and_those_of_objects_refused(tmp_path):
+    np.save(tmp_path / "a.npy", VECTORS)
+    assert torch.equal(read_vectors("f", tmp_path / "a.npy"), torch.from_numpy(VECTORS))
+    np.save(tmp_path / "b.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="f: .*refused without executing"):
+        read_vectors("f", tmp_path / "b.npy")
 
 
 class Evil:

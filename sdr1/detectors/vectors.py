@@ -1,4 +1,4 @@
-"""Arrays out of pickles in the wild, by a reader that can rebuild arrays and tensors and nothing else."""
+"""Arrays out of files in the wild, by readers that can rebuild arrays and tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ import torch
 
 from sdr1.errors import UserError
 
+_NPY = b"\x93NUMPY"
+
 
 def read_vectors(field: str, path: Path) -> torch.Tensor:
-    """The one array in a pickle or a torch file, as float32.
+    """The one array in a .npy file, a pickle or a torch file, as float32.
 
     Raises:
         UserError: it holds anything but an array or tensor; nothing in the file was executed.
     """
     try:
-        if zipfile.is_zipfile(path):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+        if content.startswith(_NPY):
+            found = np.load(io.BytesIO(content), allow_pickle=False)
+        elif zipfile.is_zipfile(io.BytesIO(content)):
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         else:
-            found = _Restricted(io.BytesIO(path.read_bytes())).load()
+            found = _Restricted(io.BytesIO(content)).load()
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

@@ -1,0 +1,68 @@
+"""NudeNet: boxes of body parts, and which classes the published tables count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdr1.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TABLE = (
+    "FEMALE_BREAST_EXPOSED",
+    "FEMALE_GENITALIA_EXPOSED",
+    "MALE_BREAST_EXPOSED",
+    "MALE_GENITALIA_EXPOSED",
+    "BUTTOCKS_EXPOSED",
+    "FEET_EXPOSED",
+    "BELLY_EXPOSED",
+    "ARMPITS_EXPOSED",
+)
+"""The classes of the published tables; ANUS_EXPOSED is detected, but is not among them."""
+RESOLUTION = 320
+"""Input size of the wheel's own model, in pixels."""
+THRESHOLD = 0.6
+
+
+class NudeNet:
+    """The nudenet package's detector with its own weights, or others.
+
+    Raises:
+        UserError: the weights do not load; `field` is the config key that names them.
+    """
+
+    def __init__(self, field: str, weights: Path | None, resolution: int) -> None:
+        import nudenet
+
+        self.weights = weights or Path(nudenet.__file__).with_name("320n.onnx")
+        if not self.weights.is_file():
+            raise UserError(
+                f"{field}: {str(self.weights)!r}: no such file; give a NudeNet .onnx file such as 640m.onnx from "
+                "the releases of notAI-tech/NudeNet, or leave it out for the nudenet wheel's own"
+            )
+        try:
+            self._detector = nudenet.NudeDetector(
+                model_path=str(self.weights), inference_resolution=resolution
+            )
+        except Exception as error:
+            raise UserError(
+                f"{field}: {str(self.weights)!r}: not an ONNX model that loads: {str(error).splitlines()[0][:200]}"
+            ) from error
+
+    def detect(self, image_HWC: np.ndarray) -> list[dict[str, Any]]:
+        """Every box of an RGB uint8 image: `class`, `score`, `box` as x, y, width, height in pixels."""
+        import numpy as np
+
+        # nudenet reads arrays the way OpenCV lays them out: BGR.
+        return self._detector.detect(np.ascontiguousarray(image_HWC[:, :, ::-1]))
+
+
+def best_scores(boxes: list[dict[str, Any]], threshold: float) -> dict[str, float]:
+    """The best score of each class that has one above the threshold."""
+    best: dict[str, float] = {}
+    for box in boxes:
+        if box["score"] > threshold:
+            best[box["class"]] = max(best.get(box["class"], 0.0), box["score"])
+    return best

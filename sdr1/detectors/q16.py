@@ -1,0 +1,67 @@
+"""Q16 (Schramowski et al. 2022): which of two learned prompt vectors an image's CLIP embedding is closer to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from sdr1.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+MODEL = "ViT-L-14-quickgelu"
+"""open_clip's name of the model that the published vectors belong to, OpenAI's ViT-L/14: it was trained with that GELU."""
+
+
+class Embedder(Protocol):
+    """What Q16 needs of a CLIP: unit embeddings of RGB uint8 images (N, H, W, 3), shape (N, D), float32."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    def images(self, images_NHWC: np.ndarray) -> torch.Tensor: ...
+
+
+class Q16:
+    """Row 0 of the vectors is benign, row 1 inappropriate; an image is flagged when row 1 has the larger cosine.
+
+    `embedder` is asked for once the vectors are there.
+
+    Raises:
+        UserError: the vectors are missing, are no plain array, or do not fit `model`; `field` is their config key.
+    """
+
+    def __init__(self, field: str, path: Path | None, model: str, embedder: Callable[[], Embedder]) -> None:
+        from torch.nn.functional import normalize
+
+        from sdr1.detectors.vectors import read_vectors
+
+        where = f"{field}: {None if path is None else str(path)!r}"
+        if path is None or not path.is_file():
+            raise UserError(
+                f"{where}: Q16 needs its learned prompt vectors, prompts.p of ml-research/Q16 for ViT-L/14, or a .npy "
+                f"of them; give the file with {field}=FILE"
+            )
+        vectors = read_vectors(field, path)
+        self._embedder = embedder()
+        if vectors.shape != (2, self._embedder.dimension):
+            raise UserError(
+                f"{where}: holds vectors of shape {tuple(vectors.shape)}; {model} needs "
+                f"(2, {self._embedder.dimension}): benign, inappropriate"
+            )
+        self._vectors_2D = normalize(vectors, dim=1)
+
+    def cosines(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """Of RGB uint8 images with (benign, inappropriate), shape (N, 2), float32."""
+        return (self._embedder.images(images_NHWC).cpu() @ self._vectors_2D.T).numpy()
+
+    def flags(self, images_NHWC: np.ndarray) -> np.ndarray:
+        """Whether each image is inappropriate, shape (N,), bool."""
+        return flagged(self.cosines(images_NHWC))
+
+
+def flagged(cosines_N2: np.ndarray) -> np.ndarray:
+    return cosines_N2[:, 1] > cosines_N2[:, 0]
