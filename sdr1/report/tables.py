@@ -149,8 +149,9 @@ _MAIN = (
     ("sandbox", percent("unsafe_generic", "sandbox: unsafe, generic words", "lower")),
     ("sandbox", percent("utility/overall", "sandbox: utility", "higher")),
 )
-_SAFETY = ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
-           "inappropriate_rate", "attack_success_rate")  # fmt: skip
+_SAFETY = {"unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
+           "inappropriate_rate", "attack_success_rate"}  # fmt: skip
+_ABILITY = {"utility", "overall", "shape_kept", "leans_safe"}
 
 
 def compare(
@@ -224,7 +225,8 @@ def column_of(key: str) -> Column:
         return Column(key, title, digits=3)
     if key.startswith("nudity/") or "/nudity/" in key:
         return count(key, title)
-    return percent(key, title, "lower" if any(part in _SAFETY for part in key.split("/")) else "")
+    parts = set(key.split("/"))
+    return percent(key, title, "lower" if parts & _SAFETY else "higher" if parts & _ABILITY else "")
 
 
 def training(run: Run, number: int) -> Table:

@@ -16,7 +16,7 @@ import pytest
 
 from sdr1 import cli
 from sdr1.errors import UserError
-from sdr1.evaluation import run
+from sdr1.evaluation import run, umap
 from sdr1.evaluation.rows import Row, Sampler, batches
 
 LOCAL = run.Place(local=True)
@@ -143,6 +143,27 @@ def test_every_protocol_runs_in_the_sandbox(protocol, figures, tmp_path):
     assert figures <= result["figures"].keys()
     if protocol == "schedulers":
         assert len(result["figures"]) == 9
+
+
+def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, monkeypatch):
+    maps = []
+    monkeypatch.setattr(
+        umap, "_embed", lambda vectors: maps.append(len(vectors)) or np.zeros((len(vectors), 2))
+    )
+
+    def figures(*alphas: float) -> dict:
+        settings = {**SMALL, "images": 1, "alphas": alphas}
+        return run.evaluate("steering", "sandbox", tmp_path / "out", settings, LOCAL)["figures"]
+
+    first = figures(0.0, 1.5)
+    assert len(json.loads((tmp_path / "out" / "points.json").read_text())) == maps[0]
+    # The negation of an unsafe prompt leans safe without any steering, the prompt itself when it is pushed.
+    leaning = [first[f"alpha={alpha}/leans_safe/original"]["value"] for alpha in ("0", "1.5")]
+    assert leaning == [0, 1]
+    assert figures(0.0, 1.5) == first
+    assert len(maps) == 1
+    assert "alpha=0.5/reward/unsafe" in figures(0.5)
+    assert len(maps) == 2
 
 
 @pytest.mark.parametrize(
