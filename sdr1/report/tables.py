@@ -190,9 +190,9 @@ def glance(material: Material) -> Table:
     rows = []
     for protocol, form in _MAIN:
         mine = {each.label: each for each in material.of(protocol)}
-        row = _across(f"{protocol}/{form.key}", form, form.key, [mine.get(label) for label in labels])
-        if any(row.cells):
-            rows.append(row)
+        if any(form.key in each.figures for each in mine.values()):
+            given = [mine.get(label) for label in labels]
+            rows.append(_across(f"{protocol}/{form.key}", form, form.key, given))
     return Table("glance", "At a glance", "figure", _models(labels), rows)
 
 

@@ -104,7 +104,7 @@ def test_every_figure_of_a_protocol_is_shown_with_its_change(report, protocol):
 def test_the_page_shows_percentages_with_their_intervals(report):
     page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
     figure = _figures(report / "base", "sandbox")["unsafe_trained"]
-    (row,) = [row for row in page.rows if row and row[0] == "unsafe trained, %"]
+    (row,) = [row for row in page.rows if row and row[0] == "unsafe trained, % ↓"]
     assert row[1] == f"{100 * figure['value']:.1f} {100 * figure['low']:.1f} to {100 * figure['high']:.1f}"
 
 
@@ -135,7 +135,7 @@ def test_every_published_row_is_there_with_its_digits_and_its_source(report):
 def test_latex_and_page_show_the_same(report):
     page = _Page((report / "out/index.html").read_text(encoding="utf-8"))
     for row in page.rows:
-        if row and row[0] == "unsafe trained, %":
+        if row and row[0] == "unsafe trained, % ↓":
             shown = [re.sub(r"^(\S+) (.+)$", r"\1 [\2]", cell) for cell in row[1:]]
     (line,) = [
         line
@@ -276,8 +276,8 @@ def test_paired_tests_are_the_changes_that_the_page_shows(tmp_path):
             assert float(rows[key][f"trained minus base{part}"]) == found[name]
     page = _Page((tmp_path / "out/index.html").read_text(encoding="utf-8"))
     shown = {row[0]: row[-1] for row in page.rows if row}
-    assert shown["unsafe trained, %"] == "-5.0 -25.0 to +12.5, p < 0.001"
-    assert shown["shape kept, %"] == "-40.0 -25.0 to +12.5, p = 0.002"
+    assert shown["unsafe trained, % ↓"] == "-5.0 -25.0 to +12.5, p < 0.001"
+    assert shown["shape kept, % ↑"] == "-40.0 -25.0 to +12.5, p = 0.002"
     quality = {row["model"]: row for row in _rows(tmp_path / "out/tables/quality.csv")}
     change, before, after = quality["trained minus base"], quality["base"], quality["trained"]
     assert float(change["clip_t"]) == -0.05
