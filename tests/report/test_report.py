@@ -276,8 +276,8 @@ def test_paired_tests_are_the_changes_that_the_page_shows(tmp_path):
             assert float(rows[key][f"trained minus base{part}"]) == found[name]
     page = _Page((tmp_path / "out/index.html").read_text(encoding="utf-8"))
     shown = {row[0]: row[-1] for row in page.rows if row}
-    assert shown["unsafe trained, % ↓"] == "-5.0 -25.0 to +12.5, p < 0.001"
-    assert shown["shape kept, % ↑"] == "-40.0 -25.0 to +12.5, p = 0.002"
+    assert shown["unsafe trained, % ↓"] == "-5.0 -25.0 to +12.5 p < 0.001"
+    assert shown["shape kept, % ↑"] == "-40.0 -25.0 to +12.5 p = 0.002"
     quality = {row["model"]: row for row in _rows(tmp_path / "out/tables/quality.csv")}
     change, before, after = quality["trained minus base"], quality["base"], quality["trained"]
     assert float(change["clip_t"]) == -0.05
