@@ -42,6 +42,7 @@ class Head:
         self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
         }
         command = [
             RAY, "start", "--head", "--block", "--num-cpus=3", f"--port={free_port()}", f"--dashboard-port={port}",
@@ -51,6 +52,7 @@ class Head:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         end = time.monotonic() + 180
         while self.ray("job", "list").returncode:
+            assert self.process.poll() is None, (folder / "head.log").read_text()
             assert time.monotonic() < end, (folder / "head.log").read_text()
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
