@@ -109,11 +109,13 @@ def autoscaled(tmp_path):
     ]  # fmt: skip
     with open(tmp_path / "head.log", "w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    # The driver is of this cluster, not a node of the fake provider.
-    yield address, os.environ | {"RAY_AUTH_MODE": "disabled"}
-    for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-        process.kill()
-    head.wait()
+    try:
+        # The driver is of this cluster, not a node of the fake provider.
+        yield address, os.environ | {"RAY_AUTH_MODE": "disabled"}
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            process.kill()
+        head.wait()
 
 
 @pytest.mark.slow
