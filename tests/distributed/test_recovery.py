@@ -187,7 +187,7 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
 def test_a_frozen_worker_is_replaced_after_its_deadline(tmp_path, role, method):
     roles = roles_of()
     frozen = once(tmp_path / "struck", getattr(roles, role), method, freeze)
-    record, order = run(tmp_path, roles._replace(**{role: frozen}), task_timeout=4.0)
+    record, order = run(tmp_path, roles._replace(**{role: frozen}), task_timeout=8.0)
     assert (tmp_path / "struck").exists()
     assert order == EVERYTHING
     assert record.iterations == [0, 1]
