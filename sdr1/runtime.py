@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import time
 
 import torch
 
@@ -20,6 +21,14 @@ def raise_if_stopped() -> None:
     """Raise `Terminated` once the process was asked to stop."""
     if stop_requested.is_set():
         raise Terminated("SIGTERM")
+
+
+def pause(seconds: float) -> None:
+    """Sleep; raise `Terminated` as soon as the process is asked to stop."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        raise_if_stopped()
+        time.sleep(min(left, 0.2))
 
 
 def prepare_process(threads: int) -> None:

@@ -140,8 +140,11 @@ def test_another_config_is_named_field_by_field(small, tmp_path, capsys):
     config = small(1)
     train(config, local=True)
     learner = config.learner.model_dump() | {"learning_rate": 2e-3}
-    train(resumed(config, iterations=2, learner=learner), local=True)
+    train(resumed(config, iterations=2, learner=learner, rollout={"group_size": 3, "workers": 2}), local=True)
     said = capsys.readouterr().out
+    assert "resume: iterations: 1 -> 2 (changes the result" in said
+    assert "resume: rollout.workers: 1 -> 2 (does not change the result)" in said
+    assert said.count("resume: ") == 3, "nothing else differs"
     assert "resume: learner.learning_rate: 0.001 -> 0.002 (changes the result" in said
     policy = config.policy.model_dump(mode="json") | {"lora": {"rank": 3}}
     with pytest.raises(UserError, match="policy.lora.rank"):

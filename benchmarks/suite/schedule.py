@@ -22,8 +22,9 @@ from sdr1.types import GroupReport, LearnerState, Prompt, Scores, UpdateReport
 
 UNIT = 0.2
 """Seconds of the cheaper role's work on one group; real groups take longer, a round trip through Ray takes 2-3 ms."""
-UNITS, ITERATIONS = 96, 2
-"""Work of the learner in an iteration, in units; the first iteration also starts the workers."""
+UNITS = 96
+"""Work of the learner in an iteration, in units."""
+PAIRS = 3
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
 
 
@@ -71,29 +72,35 @@ class Serial(RayExecutor):
     """Phase after phase: no group is learned from before all are made."""
 
     def accumulate(self, task):
-        while len(self._scored) < UNITS:
+        while any(wanted not in self._scored for wanted in self._wanted):
             self._wait()
         super().accumulate(task)
 
 
 class Clock:
-    """Seconds of the last iteration: the first also starts the workers."""
+    """Seconds of the last iteration."""
 
     def accumulated(self, task):
         pass
 
     def iteration(self, iteration, metrics, tasks, executor):
-        self.end, self.last = time.perf_counter(), getattr(self, "end", 0.0)
+        self.begin, self.end = self.end, time.perf_counter()
+
+    def __enter__(self):
+        self.end = time.perf_counter()
+        return self
 
     @property
     def seconds(self) -> float:
-        return self.end - self.last
+        return self.end - self.begin
 
 
-def config_of(workers: int, staleness: int, groups: int) -> Config:
+def config_of(workers: int, staleness: int, groups: int, seed: int = 0) -> Config:
     return validate(
         {
-            "iterations": ITERATIONS + staleness,
+            "seed": seed,
+            # With staleness the first iteration fills the pipeline.
+            "iterations": 1 + staleness,
             # One trained step, as the stub learner reports.
             "policy": {"steps": 2},
             "prompts": {"per_iteration": groups},
@@ -103,14 +110,16 @@ def config_of(workers: int, staleness: int, groups: int) -> Config:
 
 
 def measure(workers: int, rollout: int, learner: int, staleness: int, kind: type = RayExecutor) -> float:
-    """Seconds of the last iteration."""
-    config, clock = config_of(workers, staleness, UNITS // learner), Clock()
-    stream = PromptStream([Prompt("a red circle", "safe")], config)
+    """Seconds of the last iteration, with workers that have started and done something before."""
+    config, prompt = config_of(workers, staleness, UNITS // learner), Prompt("a red circle", "safe")
     executor = kind(config, roles=stubs(rollout * UNIT, learner * UNIT))
     while executor._rollouts.in_service < workers:
         executor._wait()
-    loop.run(config, stream, executor, [clock])
-    for worker in [*executor._rollouts.idle, *executor._rewards.idle]:
+    warm = config_of(workers, 0, workers, seed=1)
+    loop.run(warm, PromptStream([prompt], warm), executor, [])
+    with Clock() as clock:
+        loop.run(config, PromptStream([prompt], config), executor, [clock])
+    for worker in executor._rollouts._workers | executor._rewards._workers:
         ray.kill(worker.actor)
     executor._learner.kill()
     return clock.seconds
@@ -127,7 +136,7 @@ def main() -> None:
                 row = {"workers": workers, "cost_ratio": f"{rollout}:{learner}", "staleness": staleness}
                 rows.append(row | {"over_ideal": round(over_ideal, 4)})
                 print(rows[-1], flush=True)
-    pairs = [(measure(1, 1, 1, 0, Serial), measure(1, 1, 1, 0)) for _ in range(5)]
+    pairs = [(measure(1, 1, 1, 0, Serial), measure(1, 1, 1, 0)) for _ in range(PAIRS)]
     gain = statistics.median(serial / streamed for serial, streamed in pairs)
     result = {
         "name": "schedule",

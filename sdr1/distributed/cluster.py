@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -13,6 +14,8 @@ from sdr1.config import Config, bounds
 from sdr1.distributed.executor import RayExecutor
 from sdr1.errors import UserError
 from sdr1.types import LearnerState
+
+_log = logging.getLogger("sdr1")
 
 
 @contextmanager
@@ -50,6 +53,7 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
     Raises:
         UserError: no cluster answers, or it can never hold the actors asked for.
     """
+    warn_of_a_short_life(config.run.directory)
     size = bounds(config.rollout.workers)
     ranks = config.learner.ranks
     needed = config.run.threads * (ranks + size.min)
@@ -57,8 +61,18 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
         available = ray.cluster_resources().get("CPU", 0)
         if available < needed:
             # Not an error: an autoscaler may bring them.
-            logging.getLogger("sdr1").warning(
+            _log.warning(
                 "rollout.workers: %d and learner.ranks: %d need %d CPUs, the cluster has %g now; waiting for more nodes",
                 size.min, ranks, needed, available,
             )  # fmt: skip
         yield RayExecutor(config, state)
+
+
+def warn_of_a_short_life(directory: Path) -> None:
+    """A job's relative paths lie where Ray unpacked its files: they go with the cluster, and no other job sees them."""
+    if "working_dir_files" in directory.resolve().parts:
+        _log.warning(
+            "run.directory: %s is inside Ray's copy of the job's files and goes with it; to resume, give an absolute "
+            "path that outlives the cluster",
+            directory,
+        )

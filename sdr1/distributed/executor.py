@@ -21,10 +21,11 @@ from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
-from sdr1.distributed.fleet import Fleet, Worker
+from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.gang import Gang
 from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import LearnerLost, TrainingError
+from sdr1.runtime import pause
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 
 MAX_REMAKES = 4
@@ -175,6 +176,7 @@ class RayExecutor:
         state = self._last_state()
         iteration = state.iteration if state else 0
         _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
+        pause(backoff(self._learner_deaths - 1))
         self._start_learner(state)
         return iteration
 

@@ -62,10 +62,7 @@ class Fleet:
     def release(self, worker: Worker) -> None:
         """The worker has finished a call and is free, unless it has to leave."""
         self._deaths, worker.proven = 0, True
-        if worker.leaving:
-            self._remove(worker)
-        elif worker in self._workers:
-            self.idle.append(worker)
+        self._rest(worker)
 
     def evict(self, worker: Worker, error: Exception) -> None:
         """Replace a worker that died or stalled, later and later when that goes on.
@@ -76,6 +73,8 @@ class Fleet:
         if worker not in self._workers:
             return
         self._remove(worker)
+        # Others may have died with it; a task must not be given to one of them after the other.
+        self._ask_idle()
         if worker.leaving:
             return
         if worker.node is None and isinstance(error, Stalled):
@@ -89,10 +88,10 @@ class Fleet:
             raise TrainingError(
                 f"{self.name}: {self._deaths} died in a row without finishing a call; the last: {reason}"
             )
-        self._due.append(time.monotonic() + min(_LONGEST_BACKOFF, 0.25 * 2**self._deaths))
+        self._due.append(time.monotonic() + backoff(self._deaths))
 
     def tick(self) -> None:
-        """Start replacements that are due, let workers on draining nodes go, say what is missing."""
+        """Start replacements that are due, let draining nodes' workers go, see that idle ones live, say what is missing."""
         now = time.monotonic()
         for due in [due for due in self._due if due <= now]:
             self._due.remove(due)
@@ -106,6 +105,7 @@ class Fleet:
                 if worker in self.idle:
                     self._remove(worker)
                 self._start()
+            self._ask_idle()
         self._waiting.tick(self.in_service, self.size.min)
 
     def close(self) -> None:
@@ -116,20 +116,39 @@ class Fleet:
     def _start(self) -> None:
         worker = Worker(self._place())
         self._workers.add(worker)
+        self._ask(worker, starting=True)
 
-        def joined(node: str) -> None:
+    def _ask(self, worker: Worker, *, starting: bool = False) -> None:
+        """The worker idles once it has answered."""
+
+        def answered(node: str) -> None:
             worker.node = node
-            if worker in self._workers:
-                self.idle.append(worker)
+            self._rest(worker)
             self._on_join()
 
-        self._calls.add(worker.actor.node.remote(), joined, partial(self.evict, worker), starting=True)
+        self._calls.add(worker.actor.node.remote(), answered, partial(self.evict, worker), starting=starting)
+
+    def _ask_idle(self) -> None:
+        """Nobody hears of an idle worker's death otherwise."""
+        while self.idle:
+            self._ask(self.idle.popleft())
+
+    def _rest(self, worker: Worker) -> None:
+        if worker.leaving:
+            self._remove(worker)
+        elif worker in self._workers:
+            self.idle.append(worker)
 
     def _remove(self, worker: Worker) -> None:
         self._workers.discard(worker)
         if worker in self.idle:
             self.idle.remove(worker)
         ray.kill(worker.actor)
+
+
+def backoff(deaths: int) -> float:
+    """Seconds to wait before a new start after so many deaths in a row that proved nothing."""
+    return min(_LONGEST_BACKOFF, 0.25 * 2**deaths)
 
 
 def _draining_nodes() -> set[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """The node id that Ray's fake provider takes for the head's."""
@@ -59,6 +60,7 @@ def autoscaled(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
     module = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     config = {
         "cluster_name": "fake",
@@ -72,6 +74,8 @@ def autoscaled(tmp_path):
             "disable_launch_config_check": True,
             "launch_multiple": True,
             "head_node_id": HEAD,
+            # Without it the provider's nodes look for a head at Ray's default port, and never join.
+            "gcs_address": address,
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
@@ -105,11 +109,13 @@ def autoscaled(tmp_path):
     ]  # fmt: skip
     with open(tmp_path / "head.log", "w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    # The driver is of this cluster, not a node of the fake provider.
-    yield f"127.0.0.1:{port}", os.environ | {"RAY_AUTH_MODE": "disabled"}
-    for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-        process.kill()
-    head.wait()
+    try:
+        # The driver is of this cluster, not a node of the fake provider.
+        yield address, os.environ | {"RAY_AUTH_MODE": "disabled"}
+    finally:
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            process.kill()
+        head.wait()
 
 
 @pytest.mark.slow

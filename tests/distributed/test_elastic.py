@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -12,11 +13,12 @@ from ray.cluster_utils import Cluster
 from benchmarks.suite.schedule import stubs
 from sdr1 import loop, prompts
 from sdr1.config import validate
-from sdr1.distributed.executor import RayExecutor
+from sdr1.distributed.executor import MAX_REMAKES, RayExecutor
 from sdr1.prompts import PromptStream
 from sdr1.train import train
 from sdr1.types import Prompt
 from sdr1.weights import sha256
+from tests.distributed.test_recovery import EVERYTHING, GROUPS, config_of, roles_of, run_with
 
 pytestmark = pytest.mark.slow
 
@@ -31,30 +33,75 @@ def cluster():
 
 
 def test_from_one_to_four_to_two_within_iterations_changes_no_bit(cluster, small, tmp_path):
-    options = {"prompts": {"per_iteration": 64, "unsafe_share": 0.5}, "learner": {"micro_batch": 6}}
-    config = small(4, rollout={"group_size": 3, "workers": {"min": 1, "max": 4}}, **options)
+    options = {"prompts": {"per_iteration": 40, "unsafe_share": 0.5}, "learner": {"micro_batch": 6}}
+    config = small(2, rollout={"group_size": 3, "workers": {"min": 1, "max": 4}}, **options)
     executor = RayExecutor(config)
     nodes, seen = [], []
 
+    def until(workers: int) -> None:
+        """The learner waits here; everything else goes on."""
+        end = time.monotonic() + 240
+        while executor._rollouts.in_service != workers:
+            assert time.monotonic() < end, f"never {workers} workers"
+            executor._wait()
+
     class Changes:
         def accumulated(self, task):
-            seen.append((task.iteration, task.group, executor._rollouts.in_service))
-            if not nodes and task.group == 5:
+            seen.append(executor._rollouts.in_service)
+            if (task.iteration, task.group) == (0, 5):
                 nodes.extend(cluster.add_node(num_cpus=1) for _ in range(3))
-            if len(nodes) == 3 and executor._rollouts.in_service == 4 and 0 < task.group < 60:
+            if (task.iteration, task.group) == (0, 20):
+                until(4)
+            if (task.iteration, task.group) == (1, 20):
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
                 cluster.remove_node(nodes.pop(), allow_graceful=False)
+                until(2)
 
         def iteration(self, *_):
             pass
 
     weights = loop.run(config, PromptStream(prompts.read(config.prompts.path), config), executor, [Changes()])
-    in_service = [workers for *_, workers in seen]
-    assert max(in_service) == 4, "it grew"
-    assert len(nodes) == 1
-    assert min(in_service[in_service.index(4) :]) == 2, "it shrank"
-    alone = train(small(4, rollout={"group_size": 3}, **options), local=True)
+    groups = config.prompts.per_iteration
+    assert set(seen[:5]) == {1}
+    assert set(seen[21 : groups + 21]) == {4}, "it grew within an iteration"
+    assert set(seen[groups + 21 :]) == {2}, "it shrank within an iteration"
+    alone = train(small(2, rollout={"group_size": 3}, **options), local=True)
     assert sha256(weights) == alone.weights_sha256
+
+
+def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
+    """The workers' node goes while they idle and what they made waits to be learned from."""
+
+    class Rollout(stubs(0.0, 0.0).rollout):
+        def rollout(self, task):
+            # Too big to travel inside the answer: it stays in its node's store.
+            return np.zeros(10**6), np.zeros(2), 0.01
+
+    # More workers than times that a group may be lost: none of the dead ones may count against it.
+    workers = MAX_REMAKES + 2
+    config = config_of(tmp_path, workers=workers)
+    # It and the learner fill the head.
+    other = ray.remote(num_cpus=1)(Rollout).remote()
+    ray.get(other.node.remote())
+    executor = RayExecutor(config, roles=roles_of(Rollout))
+    ray.get(executor._learner.first.node.remote())
+    nodes = [cluster.add_node(num_cpus=workers)]
+    lost = []
+
+    def strike(executor):
+        waiting = [task for task in executor._wanted if (task.iteration, task.group) > (1, 1)]
+        while len(executor._rollouts.idle) < workers or any(t not in executor._scored for t in waiting):
+            executor._wait()
+        assert {worker.node for worker in executor._rollouts.idle} == {nodes[0].node_id}
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=workers))
+        lost.extend(waiting)
+
+    record, order = run_with(executor, config, strike)
+    assert len(lost) == GROUPS - 2
+    assert sum(executor._losses.values()) >= len(lost)
+    assert order == EVERYTHING
+    assert record.iterations == [0, 1]
 
 
 def test_throughput_follows_the_number_of_workers(cluster):

@@ -5,23 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from sdr1.config import Elastic
 from sdr1.distributed.calls import Calls
-from sdr1.distributed.fleet import Fleet
+from sdr1.distributed.fleet import Fleet, _draining_nodes
 from sdr1.distributed.placement import Placement
 from sdr1.errors import TrainingError
 
 
-def stub(start_fails: bool = False) -> type:
+def stub(start_fails: bool = False, starts: Path | None = None) -> type:
     """A worker class; local, so that Ray ships it by value."""
 
     class Stub:
         def __init__(self) -> None:
+            if starts is not None:
+                with open(starts, "a") as file:
+                    file.write(f"{time.time()}\n")
             if start_fails:
                 raise RuntimeError("no such driver")
 
@@ -47,10 +53,10 @@ def cluster():
     cluster.shutdown()
 
 
-def fleet_of(calls: Calls, size: Elastic, start_fails: bool = False) -> Fleet:
+def fleet_of(calls: Calls, size: Elastic, start_fails: bool = False, starts: Path | None = None) -> Fleet:
     return Fleet(
         "rollout workers",
-        Placement.on("cpu", 1, stub(start_fails)),
+        Placement.on("cpu", 1, stub(start_fails, starts)),
         size,
         calls,
         lambda: None,
@@ -73,7 +79,11 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
     calls.wait()
     assert fleet.in_service == 1, "one core holds one worker"
     cluster.add_node(num_cpus=1)
-    until(lambda: fleet.in_service == 2, calls, fleet)
+    until(lambda: len(fleet.idle) == 2, calls, fleet)
+
+    unheard = fleet.idle[0]
+    os.kill(ray.get(unheard.actor.pid.remote()), signal.SIGKILL)
+    until(lambda: len(fleet.idle) == 2 and unheard not in fleet.idle, calls, fleet)
 
     worker = fleet.idle.popleft()
     os.kill(ray.get(worker.actor.pid.remote()), signal.SIGKILL)
@@ -83,7 +93,7 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
         lost.append,
         lambda error: (lost.append(error), fleet.evict(worker, error)),
     )
-    until(lambda: len(lost) == 1 and fleet.in_service == 2, calls, fleet)
+    until(lambda: len(lost) == 1 and len(fleet.idle) == 2, calls, fleet)
     assert isinstance(lost[0], ray.exceptions.RayError)
 
     frozen = fleet.idle.popleft()
@@ -95,7 +105,7 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
         lambda error: (lost.append(error), fleet.evict(frozen, error)),
     )
     until(lambda: len(lost) == 2, short, fleet)
-    until(lambda: fleet.in_service == 2, calls, fleet)
+    until(lambda: len(fleet.idle) == 2, calls, fleet)
     assert frozen not in fleet.idle
     for each in list(fleet.idle):
         ray.kill(each.actor)
@@ -105,7 +115,7 @@ def test_a_busy_worker_on_a_draining_node_finishes_and_then_ends(cluster, monkey
     cluster.add_node(num_cpus=1)
     calls = Calls(1000.0, 1000.0)
     fleet = fleet_of(calls, Elastic(min=1, max=1))
-    until(lambda: fleet.in_service == 1, calls, fleet)
+    until(lambda: len(fleet.idle) == 1, calls, fleet)
     worker = fleet.idle.popleft()
     finished: list[float] = []
     calls.add(
@@ -144,3 +154,27 @@ def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):
     fleet = fleet_of(calls, Elastic(min=1, max=1), start_fails=True)
     with pytest.raises(TrainingError, match=r"rollout workers: \d+ died in a row.*no such driver"):
         until(lambda: False, calls, fleet, 120)
+
+
+def test_replacements_come_later_and_later(cluster, tmp_path):
+    calls, starts = Calls(1000.0, 1000.0), tmp_path / "starts"
+    fleet = fleet_of(calls, Elastic(min=1, max=1), start_fails=True, starts=starts)
+    until(lambda: starts.exists() and len(starts.read_text().splitlines()) == 4, calls, fleet, 120)
+    times = [float(line) for line in starts.read_text().splitlines()]
+    for (before, after), least in zip(pairwise(times), (0.5, 1.0, 2.0), strict=True):
+        assert after - before > least
+
+
+def test_ray_shows_a_node_that_drains(cluster):
+    node = cluster.add_node(num_cpus=1)
+    assert node.node_id not in _draining_nodes()
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = int(1000 * (time.time() + 60))
+    accepted, why_not = ray._raylet.GcsClient(address=cluster.address).drain_node(
+        node.node_id, reason, "", deadline
+    )
+    assert accepted, why_not
+    end = time.monotonic() + 30
+    while node.node_id not in _draining_nodes():
+        assert time.monotonic() < end
+        time.sleep(0.1)

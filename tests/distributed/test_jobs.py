@@ -42,6 +42,7 @@ class Head:
         self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
         }
         command = [
             RAY, "start", "--head", "--block", "--num-cpus=3", f"--port={free_port()}", f"--dashboard-port={port}",
@@ -49,9 +50,13 @@ class Head:
         ]  # fmt: skip
         with open(folder / "head.log", "w") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        end = time.monotonic() + 180
-        while self.ray("job", "list").returncode:
-            assert time.monotonic() < end, (folder / "head.log").read_text()
+
+    def wait(self) -> None:
+        """Until it runs jobs: it lists them before the agent that starts them is there."""
+        end = time.monotonic() + 600
+        while self.ray("job", "submit", "--", "true").returncode:
+            assert self.process.poll() is None, (self.folder / "head.log").read_text()
+            assert time.monotonic() < end, (self.folder / "head.log").read_text()
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         command = [RAY, *arguments[:2], "--address", self.url, *arguments[2:]]
@@ -86,8 +91,11 @@ class Head:
 def head(tmp_path):
     (tmp_path / "work").mkdir()
     head = Head(tmp_path)
-    yield head
-    head.end()
+    try:
+        head.wait()
+        yield head
+    finally:
+        head.end()
 
 
 def test_jobs(head, small, tmp_path):
@@ -100,12 +108,12 @@ def test_jobs(head, small, tmp_path):
 
     bad = head.submit("bad", "config.yaml", "rollout.group_size=1")
     assert bad.returncode
-    assert "error: rollout.group_size" in bad.stdout
+    assert "error: rollout.group_size" in bad.stdout, bad.stdout + bad.stderr
     assert "Traceback" not in bad.stdout
     assert head.outcome("bad") == ("FAILED", 2)
 
     assert head.submit("long", "config.yaml", "iterations=500", wait=False).returncode == 0
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_bytes().count(b"\n") < 3:
         assert time.monotonic() < end, head.ray("job", "logs", "long").stdout
         time.sleep(0.2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -77,20 +79,55 @@ def roles_of(rollout: type | None = None) -> Roles:
     return Roles(rollout or base.rollout, base.reward, Learner)
 
 
-def run(tmp_path, roles: Roles, strike=None, iterations: int = 2, at: tuple[int, int] = (1, 1)):
-    config = validate(
+def once(path, role: type, method: str, strike) -> type:
+    """The role, one of whose workers strikes itself in its first call of the method; no other ever does."""
+
+    def struck(self, *arguments):
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return getattr(role, method)(self, *arguments)
+        return strike()
+
+    return type(role.__name__, (role,), {method: struck})
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def config_of(
+    tmp_path, iterations: int = 2, learner: str = "cpu", task_timeout: float = 600.0, workers: int = 2
+):
+    return validate(
         {
             "policy": {"steps": 2},
             "iterations": iterations,
-            "run": {"directory": str(tmp_path)},
+            "run": {"directory": str(tmp_path), "task_timeout": task_timeout},
             "prompts": {"per_iteration": GROUPS},
-            "rollout": {"workers": 2, "group_size": 2},
+            "rollout": {"workers": workers, "group_size": 2},
+            "learner": {"device": learner},
         }
     )
-    executor = RayExecutor(config, roles=roles)
+
+
+def run(
+    tmp_path,
+    roles: Roles,
+    strike=None,
+    iterations: int = 2,
+    at: tuple[int, int] = (1, 1),
+    task_timeout: float = 600.0,
+):
+    config = config_of(tmp_path, iterations, task_timeout=task_timeout)
+    return run_with(RayExecutor(config, roles=roles), config, strike, at)
+
+
+def run_with(executor: RayExecutor, config, strike=None, at: tuple[int, int] = (1, 1)):
+    """What was observed, and the order in which the learner took the groups."""
     record = Record(*at, lambda: strike(executor) if strike else None)
     loop.run(config, PromptStream([Prompt("a red circle", "safe")], config), executor, [record])
-    order = ray.get(executor._learner.first.state.remote(iterations)).variances["order"]
+    order = ray.get(executor._learner.first.state.remote(config.iterations)).variances["order"]
     return record, order
 
 
@@ -142,3 +179,59 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
 
     with pytest.raises(TrainingError, match=r"iteration 0, group 3 .* was lost 5 times, perhaps it kills"):
         run(tmp_path, roles_of(Rollout))
+
+
+@pytest.mark.parametrize(
+    ("role", "method"), [("rollout", "rollout"), ("reward", "score"), ("learner", "step")]
+)
+def test_a_frozen_worker_is_replaced_after_its_deadline(tmp_path, role, method):
+    roles = roles_of()
+    frozen = once(tmp_path / "struck", getattr(roles, role), method, freeze)
+    record, order = run(tmp_path, roles._replace(**{role: frozen}), task_timeout=8.0)
+    assert (tmp_path / "struck").exists()
+    assert order == EVERYTHING
+    assert record.iterations == [0, 1]
+
+
+def test_a_worker_with_other_weights_gets_no_work(tmp_path):
+    class Rollout(stubs(0.02, 0.0).rollout):
+        def load(self, buffer):
+            return 7
+
+        def rollout(self, task):
+            (tmp_path / "worked").touch()
+
+    with pytest.raises(TrainingError, match="holds other weights than version 0: 0000000000000007"):
+        run(tmp_path, roles_of(Rollout))
+    assert not (tmp_path / "worked").exists()
+
+
+def test_a_learner_that_dies_again_and_again_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sdr1.distributed.executor.MAX_LEARNER_DEATHS", 2)
+    roles, starts = roles_of(), tmp_path / "starts"
+
+    class Learner(roles.learner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with open(starts, "a") as file:
+                file.write(f"{time.time()}\n")
+
+        def step(self):
+            os._exit(1)
+
+    with pytest.raises(TrainingError, match="the learner was lost 3 times in a row without one update"):
+        run(tmp_path, roles._replace(learner=Learner))
+    assert len(starts.read_text().splitlines()) == 3
+
+
+def test_waiting_for_a_learner_says_what_is_missing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("sdr1.distributed.placement.SAY_EVERY", 0.1)
+    executor = RayExecutor(config_of(tmp_path, learner="cuda"), roles=roles_of())
+    while not any("the learner" in message for message in caplog.messages):
+        executor._wait()
+    executor._learner.kill()
+    (said,) = [message for message in caplog.messages if "the learner" in message]
+    assert (
+        "waiting for the learner: 0 of 1 in service; each needs 1 CPU and 1 GPU; the cluster has 4 CPU and"
+        in said
+    )

@@ -1,0 +1,91 @@
+"""The fleet's rules without a cluster: actors and calls are pretended, so that every order of events can be played."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from sdr1.config import Elastic
+from sdr1.distributed import fleet as module
+from sdr1.distributed.fleet import Fleet, backoff
+
+
+class Calls:
+    """Remembers who waits for which answer."""
+
+    def __init__(self) -> None:
+        self.waiting = {}
+
+    def add(self, ref, done, lost, *, starting=False):
+        self.waiting[ref] = done, lost
+
+    def answer(self, worker, node="n"):
+        self.waiting.pop(worker.actor)[0](node)
+
+    def lose(self, worker, error):
+        self.waiting.pop(worker.actor)[1](error)
+
+
+@pytest.fixture
+def fleet(monkeypatch):
+    """Three workers in service; an actor stands for its own answer."""
+
+    def place():
+        actor = type("Actor", (), {"killed": False})()
+        actor.node = SimpleNamespace(remote=lambda: actor)
+        return actor
+
+    monkeypatch.setattr(module.ray, "kill", lambda actor: setattr(actor, "killed", True))
+    monkeypatch.setattr(module, "_draining_nodes", set)
+    calls = Calls()
+    fleet = Fleet("workers", place, Elastic(min=1, max=3), calls, lambda: None)
+    for worker in list(fleet._workers):
+        calls.answer(worker)
+    return fleet
+
+
+def test_after_a_death_idle_workers_work_again_only_once_they_have_answered(fleet):
+    calls, (dead, also_dead, alive) = fleet._calls, list(fleet.idle)
+    fleet.idle.remove(dead)
+    fleet.evict(dead, RuntimeError("gone"))
+    assert not fleet.idle, "nothing can be given to the other dead one"
+    calls.lose(also_dead, RuntimeError("gone with it"))
+    calls.answer(alive)
+    assert list(fleet.idle) == [alive]
+    assert fleet.in_service == 1
+    assert len(fleet._due) == 2, "both are replaced"
+    assert dead.actor.killed
+    assert also_dead.actor.killed
+
+
+def test_idle_workers_are_asked_from_time_to_time(fleet, monkeypatch):
+    fleet.tick()
+    assert len(fleet.idle) == 3
+    fleet._looked -= 60
+    fleet.tick()
+    assert not fleet.idle
+    for worker in list(fleet._workers):
+        fleet._calls.answer(worker)
+    assert len(fleet.idle) == 3
+    assert all(not worker.proven for worker in fleet.idle), "an answer is no work"
+
+
+def test_a_worker_that_is_asked_while_its_node_drains_ends(fleet, monkeypatch):
+    fleet._looked -= 60
+    fleet.tick()
+    worker = next(iter(fleet._workers))
+    worker.node = "draining"
+    monkeypatch.setattr(module, "_draining_nodes", lambda: {"draining"})
+    fleet._looked -= 60
+    fleet.tick()
+    assert worker.leaving
+    fleet._calls.answer(worker, "draining")
+    assert worker.actor.killed
+    assert worker not in fleet.idle
+    assert len(fleet._workers) == 3, "its successor starts"
+
+
+def test_the_wait_before_a_new_start_doubles_up_to_a_bound():
+    assert [backoff(deaths) for deaths in range(4)] == [0.25, 0.5, 1.0, 2.0]
+    assert backoff(1000) == 30.0
