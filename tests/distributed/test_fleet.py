@@ -165,6 +165,7 @@ def test_replacements_come_later_and_later(cluster, tmp_path):
         assert after - before > least
 
 
+@pytest.mark.slow
 def test_ray_shows_a_node_that_drains(cluster):
     node = cluster.add_node(num_cpus=1)
     assert node.node_id not in _draining_nodes()

@@ -181,6 +181,7 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
         run(tmp_path, roles_of(Rollout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "method"), [("rollout", "rollout"), ("reward", "score"), ("learner", "step")]
 )
