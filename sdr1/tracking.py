@@ -141,7 +141,8 @@ class Tracker:
 
     def _work(self) -> None:
         sent, pause = None, 1.0
-        while True:
+        # Left behind, it must not wake up and write into the store of the next run in this process.
+        while not self._abandoned:
             self._wake.wait()
             self._wake.clear()
             status = self._status
