@@ -165,9 +165,11 @@ def test_replacements_come_later_and_later(cluster, tmp_path):
         assert after - before > least
 
 
-@pytest.mark.slow
 def test_ray_shows_a_node_that_drains(cluster):
-    node = cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1, resources={"here": 1})
+    # A node without work is gone at once.
+    worker = ray.remote(num_cpus=1, resources={"here": 1})(stub()).remote()
+    assert ray.get(worker.node.remote()) == node.node_id
     assert node.node_id not in _draining_nodes()
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     deadline = int(1000 * (time.time() + 60))

@@ -79,21 +79,21 @@ def roles_of(rollout: type | None = None) -> Roles:
     return Roles(rollout or base.rollout, base.reward, Learner)
 
 
-def once(path, role: type, method: str, strike) -> type:
-    """The role, one of whose workers strikes itself in its first call of the method; no other ever does."""
+def frozen_once(path, role: type, method: str) -> type:
+    """The role, one of whose workers freezes in its first call of the method; no other ever does.
+
+    All of it is local, so that Ray ships it by value: its workers cannot import a test.
+    """
 
     def struck(self, *arguments):
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
             return getattr(role, method)(self, *arguments)
-        return strike()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return None
 
     return type(role.__name__, (role,), {method: struck})
-
-
-def freeze() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def config_of(
@@ -181,13 +181,12 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
         run(tmp_path, roles_of(Rollout))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("role", "method"), [("rollout", "rollout"), ("reward", "score"), ("learner", "step")]
 )
 def test_a_frozen_worker_is_replaced_after_its_deadline(tmp_path, role, method):
     roles = roles_of()
-    frozen = once(tmp_path / "struck", getattr(roles, role), method, freeze)
+    frozen = frozen_once(tmp_path / "struck", getattr(roles, role), method)
     record, order = run(tmp_path, roles._replace(**{role: frozen}), task_timeout=8.0)
     assert (tmp_path / "struck").exists()
     assert order == EVERYTHING
