@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import SD_1_UNET
 from sdr1.config import PolicyConfig
 from sdr1.errors import TrainingError
 from sdr1.learner import Learner
@@ -160,20 +161,11 @@ def test_another_weight_in_half_precision_is_still_caught(small):
         learner.accumulate(TASK, trajectory, SCORES)
 
 
-SD_1 = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-
-
 def test_lora_publishes_less_than_a_hundredth_of_a_full_size_unet():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_1).requires_grad_(False)
+        unet = UNet2DConditionModel(**SD_1_UNET).requires_grad_(False)
         full = sum(parameter.nbytes for parameter in unet.parameters())
         add_lora(unet, PolicyConfig(trainable="lora"), seed=0)
     adapters = [parameter for parameter in unet.parameters() if parameter.requires_grad]

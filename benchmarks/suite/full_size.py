@@ -20,20 +20,13 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.common import report, seconds
+from benchmarks.common import SD_1_UNET, report, seconds
 from sdr1.config import Config, validate
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.plan import plan
 from sdr1.sandbox import PIPELINE
 from sdr1.types import GroupTask, Prompt
 
-UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
 GROUP, SIZE = 2, 32
 """Images of a group, and their side in pixels: 8 latents, as small as this UNet allows."""
 MODES: dict[str, dict[str, Any]] = {
@@ -104,10 +97,14 @@ def make(folder: Path) -> int:
     shutil.rmtree(folder / "unet")
     shutil.rmtree(folder / "text_encoder")
     text = json.loads((PIPELINE / "text_encoder" / "config.json").read_text())
-    text |= {"hidden_size": UNET["cross_attention_dim"], "num_attention_heads": 12, "intermediate_size": 3072}
+    text |= {
+        "hidden_size": SD_1_UNET["cross_attention_dim"],
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    }
     CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNET)
+        unet = UNet2DConditionModel(**SD_1_UNET)
     unet.save_config(folder / "unet")
     return _write(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
 
