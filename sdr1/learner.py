@@ -155,7 +155,8 @@ class Learner:
             old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
             steps = torch.from_numpy(trajectory.steps[state_k]).to(device)
             evaluated = self._policy.transition(latents, steps, task.prompt.text)
-            mean, sigma = (each.index_select(0, torch.from_numpy(places).to(device)) for each in evaluated)
+            place = torch.from_numpy(places).to(device)
+            mean, sigma = (each.index_select(0, place) for each in evaluated)
             log_probs = ddim.log_prob(following, mean, sigma)
             loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
             if trajectory.reference_means is not None:

@@ -37,20 +37,15 @@ def locate(config: PolicyConfig) -> Path | None:
     return None
 
 
-def check(config: PolicyConfig) -> None:
-    """Raise UserError for every mistake that configs and the headers of weight files show.
+def check(config: PolicyConfig) -> Path:
+    """The folder with the pipeline's configs, tokenizer and scheduler, once they are found to be good.
 
     Of a hub id only the configs are looked at; they are fetched unless cached.
+
+    Raises:
+        UserError: for every mistake that configs and the headers of weight files show.
     """
-    path = locate(config)
-    if path is not None and path.is_file():
-        folder = single_file_configs(path, config)
-    elif config.config is not None:
-        raise UserError(
-            f"policy.config: {config.config!r}: {config.model} brings its own configs; leave it out"
-        )
-    else:
-        folder = _hub_configs(config) if path is None else path
+    path, folder = locate(config), configs(config)
     index = _read(folder / "model_index.json", config, "no diffusers pipeline")
     _check_parts(index, folder, config)
     unet = _read(folder / "unet" / "config.json", config, "no UNet config")
@@ -64,17 +59,30 @@ def check(config: PolicyConfig) -> None:
                 _check_weights(folder / part, stem, config)
     if config.unet is not None:
         check_unet_file(config.unet, unet)
+    return folder
+
+
+def configs(config: PolicyConfig) -> Path:
+    """The folder with the pipeline's configs, tokenizer and scheduler.
+
+    Raises:
+        UserError: they cannot be had, or `policy.config` is given for a pipeline that brings its own.
+    """
+    path = locate(config)
+    if path is not None and path.is_file():
+        return _single_file_configs(path, config)
+    if config.config is not None:
+        raise UserError(
+            f"policy.config: {config.config!r}: {config.model} brings its own configs; leave it out"
+        )
+    return _hub_configs(config) if path is None else path
 
 
 def tokenizer(config: PolicyConfig) -> Any:
     """The pipeline's tokenizer."""
     from transformers import CLIPTokenizer
 
-    path = locate(config)
-    if path is None:
-        folder = _hub_configs(config) / "tokenizer"
-    else:
-        folder = (single_file_configs(path, config) if path.is_file() else path) / "tokenizer"
+    folder = configs(config) / "tokenizer"
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
@@ -182,7 +190,7 @@ def _check_weights(folder: Path, stem: str, config: PolicyConfig) -> None:
         )
 
 
-def single_file_configs(path: Path, config: PolicyConfig) -> Path:
+def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
     """The folder with the configs and the tokenizer of a single-file checkpoint, which holds none of them.
 
     Raises:

@@ -38,13 +38,13 @@ def load(config: PolicyConfig) -> Any:
     # A bar for each of many loads in many processes tells nobody anything.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    pipeline_files.check(config)
+    configs = pipeline_files.check(config)
     path = pipeline_files.locate(config)
     try:
         if path is not None and path.is_file():
             pipeline = StableDiffusionPipeline.from_single_file(
                 str(path),
-                config=str(pipeline_files.single_file_configs(path, config)),
+                config=str(configs),
                 torch_dtype=torch.float32,
                 safety_checker=None,
                 requires_safety_checker=False,
