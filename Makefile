@@ -23,7 +23,7 @@ setup: $(STAMP) ## create .venv with the tested versions (again only when they c
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup ## train the sandbox model, print before and after, write outputs/demo/

@@ -62,7 +62,7 @@ def _prompts(config: Config) -> dict[str, Any]:
     }
     # Labels by score are known when the encoder's weights are.
     if all(source.label != "score" for source in sources):
-        stream = prompts.PromptStream(lists if config.prompts.mix else lists[0], config)
+        stream = prompts.PromptStream(lists, config)
         result["pools"] = [
             {
                 "count": len(pool),

@@ -34,7 +34,7 @@ def load(config: Config) -> PromptStream:
             scores = scores or _by_score(config)
             prompts = scores(prompts)
         lists.append(prompts)
-    return PromptStream(lists if config.prompts.mix else lists[0], config)
+    return PromptStream(lists, config)
 
 
 def _by_score(config: Config) -> Callable[[Sequence[Prompt]], list[Prompt]]:
@@ -81,12 +81,11 @@ class PromptStream:
     """Which prompts an iteration trains on: a function of (seed, iteration) alone, so a resume needs no position.
 
     Every epoch is a new shuffle; with `unsafe_share` the safe and the unsafe prompts have epochs of their own.
-    `prompts` are those of one source, or with `prompts.mix` a list for each of its sources.
+    `sources` holds a list of prompts for each of `sources(config)`.
     """
 
-    def __init__(self, prompts: Sequence[Any], config: Config) -> None:
+    def __init__(self, sources: Sequence[Sequence[Prompt]], config: Config) -> None:
         self._config = config
-        sources: Sequence[Sequence[Prompt]] = prompts if config.prompts.mix else [prompts]
         self.prompts = [prompt for source in sources for prompt in source]
         unlabelled = next((prompt for prompt in self.prompts if prompt.label is None), None)
         if unlabelled is not None and (reason := _needs_labels(config)):

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 
 from sdr1.errors import UserError
@@ -58,6 +59,28 @@ def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
         export(run, out)
     with pytest.raises(UserError, match="no such scheduler"):
         sample(str(run), ["x"], [0], tmp_path / "p", Sampling("StableDiffusionPipeline"))
+
+
+def test_an_export_goes_to_a_private_repository_of_the_hub(small, tmp_path, monkeypatch):
+    train(small(1), local=True)
+    asked = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, *names, **options: asked.append((names, options)))
+    monkeypatch.setattr(
+        HfApi,
+        "upload_folder",
+        lambda self, repo_id, folder_path: asked.append(
+            (repo_id, sorted(path.name for path in folder_path.iterdir()))
+        ),
+    )
+    export(tmp_path / "run", tmp_path / "unet", "unet", "someone/safer")
+    assert asked[0] == (("someone/safer",), {"private": True, "exist_ok": True})
+    assert asked[1] == ("someone/safer", sorted(path.name for path in (tmp_path / "unet").iterdir()))
+    assert "README.md" in asked[1][1]
+
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"--push-to-hub: 'no/such/name': .*upload it$"):
+        export(tmp_path / "run", tmp_path / "again", "unet", "no/such/name")
+    assert (tmp_path / "again" / "README.md").is_file(), "the export is there all the same"
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -63,7 +63,7 @@ def test_reference_steers_safe_prompts_too_and_main_does_not():
 def test_reference_takes_prompts_in_groups_whole_and_in_order():
     config = load(CONFIGS / "sd14-reference.yaml", ON_SANDBOX)
     prompts = [Prompt(f"a red circle {n}", "safe") for n in range(64)]
-    tasks = PromptStream(prompts, config).tasks(0, 0)
+    tasks = PromptStream([prompts], config).tasks(0, 0)
     assert [task.group for task in tasks] == list(range(32))
 
 

@@ -18,10 +18,10 @@ PROMPTS = [Prompt(f"{label} {n}", label) for label in ("safe", "unsafe") for n i
 
 def test_every_epoch_holds_every_prompt_once_and_needs_no_position(small):
     config = small(5, prompts={"per_iteration": 2, "unsafe_share": 0.5})
-    stream = PromptStream(PROMPTS, config)
+    stream = PromptStream([PROMPTS], config)
     epoch = [task.prompt.text for n in range(5) for task in stream.tasks(n, version=n)]
     assert sorted(epoch) == sorted(prompt.text for prompt in PROMPTS)
-    assert PromptStream(PROMPTS, config).tasks(3, version=3) == stream.tasks(3, version=3)
+    assert PromptStream([PROMPTS], config).tasks(3, version=3) == stream.tasks(3, version=3)
 
 
 def written(tmp_path, name: str, text: str | bytes) -> str:

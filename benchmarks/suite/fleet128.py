@@ -65,7 +65,7 @@ def main() -> None:
     watch = Watch(executor)
     while executor._rollouts.in_service < WORKERS:
         executor._wait()
-    loop.run(config, PromptStream([Prompt("a red circle", "safe")], config), executor, [watch])
+    loop.run(config, PromptStream([[Prompt("a red circle", "safe")]], config), executor, [watch])
     watch.wait_until_whole()
     steady = slice(1, ITERATIONS - 1)
     ideal = GROUPS * GROUP_SECONDS / WORKERS

@@ -116,9 +116,9 @@ def measure(workers: int, rollout: int, learner: int, staleness: int, kind: type
     while executor._rollouts.in_service < workers:
         executor._wait()
     warm = config_of(workers, 0, workers, seed=1)
-    loop.run(warm, PromptStream([prompt], warm), executor, [])
+    loop.run(warm, PromptStream([[prompt]], warm), executor, [])
     with Clock() as clock:
-        loop.run(config, PromptStream([prompt], config), executor, [clock])
+        loop.run(config, PromptStream([[prompt]], config), executor, [clock])
     for worker in executor._rollouts._workers | executor._rewards._workers:
         ray.kill(worker.actor)
     executor._learner.kill()

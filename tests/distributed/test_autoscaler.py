@@ -40,7 +40,7 @@ class Watched(RayExecutor):
 seen = [alive()]
 executor = Watched(config, roles=stubs(0.2, 0.0))
 executor.publish(0)
-executor.submit(PromptStream([Prompt("a red circle", "safe")], config).tasks(0, version=0))
+executor.submit(PromptStream([[Prompt("a red circle", "safe")]], config).tasks(0, version=0))
 end = time.monotonic() + 180
 while len(makers) < 2 and time.monotonic() < end:
     executor._wait()

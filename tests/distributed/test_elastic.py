@@ -60,7 +60,7 @@ def test_from_one_to_four_to_two_within_iterations_changes_no_bit(cluster, small
         def iteration(self, *_):
             pass
 
-    weights = loop.run(config, PromptStream(prompts.read(config.prompts.path), config), executor, [Changes()])
+    weights = loop.run(config, PromptStream([prompts.read(config.prompts.path)], config), executor, [Changes()])
     groups = config.prompts.per_iteration
     assert set(seen[:5]) == {1}
     assert set(seen[21 : groups + 21]) == {4}, "it grew within an iteration"
@@ -122,7 +122,7 @@ def test_throughput_follows_the_number_of_workers(cluster):
 
     executor = Timed(config, roles=stubs(seconds, 0.0))
     executor.publish(0)
-    executor.submit(PromptStream([Prompt("a red circle", "safe")], config).tasks(0, version=0))
+    executor.submit(PromptStream([[Prompt("a red circle", "safe")]], config).tasks(0, version=0))
     ratios = {}
 
     def measure(workers: int) -> None:

@@ -126,7 +126,7 @@ def run(
 def run_with(executor: RayExecutor, config, strike=None, at: tuple[int, int] = (1, 1)):
     """What was observed, and the order in which the learner took the groups."""
     record = Record(*at, lambda: strike(executor) if strike else None)
-    loop.run(config, PromptStream([Prompt("a red circle", "safe")], config), executor, [record])
+    loop.run(config, PromptStream([[Prompt("a red circle", "safe")]], config), executor, [record])
     order = ray.get(executor._learner.first.state.remote(config.iterations)).variances["order"]
     return record, order
 
