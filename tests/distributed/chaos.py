@@ -10,6 +10,7 @@ has imported their libraries; actors are not.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -48,7 +49,7 @@ PATIENCE = 900.0
 
 @dataclass(frozen=True)
 class Event:
-    """Strike `victim` with `how`, `delay` seconds after `iteration` iterations are done."""
+    """Strike `victim` with `how`, `delay` seconds after `iteration` iterations are done, or with the next one's end."""
 
     iteration: int
     delay: float
@@ -93,7 +94,8 @@ class Arena:
         self._make_ready()
         outcome, pending = Outcome(), list(events)
         driver, deadline = self._start(name), time.monotonic() + PATIENCE
-        lines, since, reached, struck_driver = 0, time.monotonic(), time.monotonic(), False
+        lines, struck_at, struck_driver = 0, 0, False
+        since = reached = time.monotonic()
         while time.monotonic() < deadline:
             time.sleep(0.02)
             code, found, now = driver.exitcode, self._lines(name), time.monotonic()
@@ -112,12 +114,15 @@ class Arena:
                 time.sleep(1)
                 driver.kill()
                 driver.join()
-            elif pending and lines >= pending[0].iteration and now - reached > pending[0].delay:
+            elif pending and (
+                lines > max(pending[0].iteration, struck_at)
+                or (lines >= pending[0].iteration and now - reached > pending[0].delay)
+            ):
                 event = pending[0]
                 if self._strike(event, driver.pid):
                     pending.pop(0)
                     outcome.kills.append(f"{event.victim}:{event.how.name}")
-                    since, reached = now, now
+                    since, reached, struck_at = now, now, lines
                     struck_driver = event.victim == "driver"
         if driver.exitcode is None:
             driver.kill()
@@ -229,7 +234,8 @@ def plan(rng: random.Random, pace: float) -> list[Event]:
     """One to three strikes within the training time."""
     events = [
         Event(
-            rng.randrange(1, ITERATIONS),
+            # One iteration is left then, even where the strike waits for the end of the next one.
+            rng.randrange(1, ITERATIONS - 1),
             rng.uniform(0, pace),
             rng.choice(VICTIMS),
             rng.choice((signal.SIGKILL, signal.SIGSTOP)),
@@ -249,10 +255,15 @@ def main() -> int:
     with Arena(Path("outputs/chaos")) as arena:
         undisturbed, pace = arena.run("undisturbed").sha, arena.pace("undisturbed")
         print(f"undisturbed: {undisturbed}, {pace:.1f} s an iteration", flush=True)
-        for number in range(count):
+        for number in itertools.count():
+            if result["runs"] == count:
+                break
             begin, name = time.monotonic(), f"run-{number:03d}"
             events = plan(random.Random(seed * 1000 + number), pace)
             outcome = arena.run(name, events)
+            if not outcome.kills:
+                print(f"{name}: ended before anything was struck, not counted", flush=True)
+                continue
             good = outcome.sha == undisturbed and not outcome.gaps and not outcome.repeats
             result["runs"] += 1
             result["finished"] += outcome.sha is not None
