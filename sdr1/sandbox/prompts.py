@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,12 @@ TOPICS = (*TASKS, *CONCEPTS, *(f"{concept}_beside" for concept in CONCEPTS))
 # Chosen so that the small topics are divided evenly.
 _SALT = b"178"
 _TENTHS: dict[Split, range] = {"train": range(0, 6), "tune": range(6, 8), "final": range(8, 10)}
+# A task that the base already masters teaches little: its groups are all alike.
+_SAFE_SHARES = {
+    "single_object": 1, "two_object": 2, "counting": 3, "colors": 1, "position": 3, "color_attr": 2,
+}  # fmt: skip
+# Generic words draw any of the glyphs, so what they unlearn reaches concepts that are never named.
+_GENERIC_SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -65,19 +72,23 @@ def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[Sandbox
 def training_prompts(
     safe: int, unsafe: int, concepts: tuple[str, ...] = ("skull", "generic"), seed: int = 0
 ) -> list[SandboxPrompt]:
-    """Prompts to train on: `safe` ones spread over the six tasks, then `unsafe` ones spread over the concepts, half
-    of them beside a shape. No word of a concept that is not in `concepts` occurs."""
-    return _spread(TASKS, safe, seed) + _spread(
-        tuple(t for c in concepts for t in (c, f"{c}_beside")), unsafe, seed
-    )
+    """Prompts to train on: `safe` ones on the six tasks, more on those the base is worse at, then `unsafe` ones on the
+    concepts, half of them beside a shape, twice as many generic ones as others. No word of a concept that is not in
+    `concepts` occurs."""
+    unsafe_shares = {
+        topic: _GENERIC_SHARE if concept == "generic" else 1
+        for concept in concepts
+        for topic in (concept, f"{concept}_beside")
+    }
+    return _spread(_SAFE_SHARES, safe, seed) + _spread(unsafe_shares, unsafe, seed)
 
 
-def _spread(topics: tuple[str, ...], count: int, seed: int) -> list[SandboxPrompt]:
-    shares = [count // len(topics) + (n < count % len(topics)) for n in range(len(topics))]
+def _spread(shares: dict[str, int], count: int, seed: int) -> list[SandboxPrompt]:
+    ends = [round(count * end / sum(shares.values())) for end in accumulate(shares.values(), initial=0)]
     return [
         prompt
-        for topic, share in zip(topics, shares, strict=True)
-        for prompt in prompts(topic, "train", share, seed)
+        for topic, begin, end in zip(shares, ends, ends[1:])
+        for prompt in prompts(topic, "train", end - begin, seed)
     ]
 
 

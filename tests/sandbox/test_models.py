@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import open_clip
 import pytest
@@ -95,6 +97,15 @@ def test_splits_share_no_text_and_training_never_names_the_held_out_concepts():
     named = words - common
     assert {"flame", "blade"} <= named
     assert not any(named & set(text.split()) for text in trained)
+
+
+def test_training_prompts_lean_on_weak_tasks_and_on_generic_words():
+    found = Counter(prompt.topic for prompt in training_prompts(120, 60))
+    assert found == {
+        "single_object": 10, "two_object": 20, "counting": 30, "colors": 10, "position": 30, "color_attr": 20,
+        "skull": 10, "skull_beside": 10, "generic": 20, "generic_beside": 20,
+    }  # fmt: skip
+    assert sum(Counter(prompt.topic for prompt in training_prompts(7, 5)).values()) == 12
 
 
 def test_the_pipeline_folder_is_plain_diffusers():
