@@ -30,6 +30,9 @@ from sdr1.runtime import prepare_process, require_device
 
 _IMAGE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
+Pictures = dict[tuple, list[Path]]
+"""Files of the batches that one model has drawn, by all that their bytes follow from."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -42,11 +45,17 @@ class Place:
 
 
 def evaluate(
-    protocol: str, model: str, out: Path, values: dict[str, Any], place: Place = Place()
+    protocol: str,
+    model: str,
+    out: Path,
+    values: dict[str, Any],
+    place: Place = Place(),
+    pictures: Pictures | None = None,
 ) -> dict[str, Any]:
     """Draw a protocol's images with a model and judge them; returns what is in `result.json`.
 
-    An evaluation that was killed goes on where it was, to the same bytes.
+    An evaluation that was killed goes on where it was, to the same bytes. Batches in `pictures` are taken from there,
+    and those of this evaluation are added.
 
     Raises:
         UserError: protocol, model, a prompt file or a judge's weights are wrong or missing; nothing was written.
@@ -75,7 +84,14 @@ def evaluate(
         {"protocol": protocol, "rows_sha256": _digest([row.asdict() for row in rows]), **_identity(facts)}
     )
     painter = partial(Painter, pipeline, config.device)
-    return _run(chosen, config, rows, watching, folder, facts, place, painter, model)
+    found = {_origin(batch, config): batch for batch in batches(rows, config.batch_size)}
+    for origin, batch in found.items():
+        if pictures and origin in pictures and not folder.has_images(batch):
+            folder.keep_images(batch, [path.read_bytes() for path in pictures[origin]])
+    result = _run(chosen, config, rows, watching, folder, facts, place, painter, model)
+    if pictures is not None:
+        pictures |= {origin: [folder.image(row) for row in batch] for origin, batch in found.items()}
+    return result
 
 
 def judge(
@@ -115,10 +131,13 @@ def suite(
 ) -> dict[str, Any]:
     """Several protocols, each in a folder of its name, and `suite.json` that lists them.
 
+    What two of them draw alike is drawn once.
+
     Raises:
         UserError: an entry is no mapping with a `protocol`, or as `evaluate`.
     """
     done: list[dict[str, str]] = []
+    pictures: Pictures = {}
     for entry in entries:
         if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
             raise UserError(f"suite: {entry!r}: an entry is `protocol: NAME` with settings beside it")
@@ -132,7 +151,7 @@ def suite(
             print(f"== {listed['name']}", flush=True)
             against = place.against / listed["name"] if place.against is not None else None
             here = replace(place, against=against)
-            evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here)
+            evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here, pictures)
     result = {"model": model, "evaluations": done}
     write_text(out / "suite.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -197,6 +216,11 @@ def _run(
         result |= _against(place.against, protocol, judged, figures)
     folder.write_result(result)
     return result
+
+
+def _origin(batch: Sequence[Row], config: EvaluationConfig) -> tuple:
+    drawn = ((row.prompt, row.seed, row.sampler, row.width, row.height) for row in batch)
+    return config.device, config.threads, *drawn
 
 
 def _job(

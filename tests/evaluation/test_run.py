@@ -109,6 +109,21 @@ def test_a_resumed_evaluation_makes_whole_batches_again(whole, tmp_path, monkeyp
     assert bytes_of(out) == before
 
 
+def test_protocols_of_a_suite_draw_once_what_they_share(tmp_path, monkeypatch):
+    drawn = []
+    original = run.Painter.draw
+    monkeypatch.setattr(
+        run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows)
+    )
+    names = ["geneval", "clip-t", "sandbox"]
+    run.suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
+    # Twelve safe rows in batches of 8 and 4; the sandbox's second batch holds four others beside them.
+    assert drawn == [8, 4, 8, 8]
+    for name in names:
+        run.evaluate(name, "sandbox", tmp_path / name, SMALL, LOCAL)
+        assert bytes_of(tmp_path / "suite" / name) == bytes_of(tmp_path / name)
+
+
 def test_a_folder_belongs_to_one_evaluation(whole, tmp_path):
     with pytest.raises(UserError, match=r"--out: .* another rows_sha256"):
         run.evaluate("sandbox", "sandbox", whole, {**SMALL, "seed": 1}, LOCAL)
