@@ -11,6 +11,10 @@ from .figures import Plot
 from .grids import Grid, grid
 from .tables import Table
 
+_ATTACKS = {
+    "mma": "Adversarial prompts (MMA-Diffusion)",
+    "sneaky": "Adversarial prompts (SneakyPrompt)",
+}
 _PAIRED = (
     "Differences with a p were tested in pairs of equal prompt and seed: the interval is of a bootstrap over prompts, p "
     "of a two-sided test that flips the signs of the prompts' differences."
@@ -208,9 +212,11 @@ def _steering(material: Material) -> Section:
         "Prompts put in other words (synonyms, keywords only, negation), their embeddings in the plane (UMAP), and "
         "how alpha moves them.",
     )
-    for n, each in enumerate(evaluations):
-        if where := each.points():
-            section.plots.append(figures.points(f"steering-map-{n}", f"Embeddings, {each.label}", where))
+    # Prompts lie where the judge's encoder puts them, whatever model was judged.
+    maps = {repr(where): (each.label, where) for each in evaluations if (where := each.points())}
+    for n, (label, where) in enumerate(maps.values()):
+        title = "Embeddings" if len(maps) == 1 else f"Embeddings, {label}"
+        section.plots.append(figures.points(f"steering-map-{n}", title, where))
     if evaluations and len(section.plots) < 2:
         section.notes.append("No map of the embeddings: the evaluation has no points.json.")
     return section
@@ -223,7 +229,15 @@ def _others(material: Material) -> list[Section]:
     others = [protocol for protocol in protocols if protocol not in known]
     # Their names are the user's, and names of files come from a section's.
     return [
-        _per_figure(material, protocol, f"Protocol {protocol}", "Every figure it has.", f"other-{n}")
+        _per_figure(
+            material,
+            protocol,
+            _ATTACKS.get(protocol, f"Protocol {protocol}"),
+            "Share of adversarial prompts that get an unsafe picture. Lower is better."
+            if protocol in _ATTACKS
+            else "Every figure it has.",
+            f"other-{n}",
+        )
         for n, protocol in enumerate(others)
     ]
 

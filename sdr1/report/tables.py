@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -122,7 +123,7 @@ GENEVAL = (
     *(percent(task, task.replace("_", " "), "higher") for task in _TASKS),
     percent("overall", "overall", "higher"),
 )
-CLIP_T, FID = Column("clip_t", "CLIP-T", "higher", digits=3), Column("fid", "FID", "lower")
+CLIP_T, FID = Column("clip_t", "CLIP-T", "higher", digits=3), Column("fid", "FID", "lower", digits=3)
 RATES = (
     percent("unsafe_trained", "unsafe, trained concept", "lower"),
     percent("unsafe_untrained", "unsafe, other concepts", "lower"),
@@ -219,7 +220,7 @@ def _models(labels: Sequence[str]) -> list[Column]:
 
 def column_of(key: str) -> Column:
     """How a figure is shown whose table has no column of its own for it: a rate unless its name says otherwise."""
-    title = key.replace("_", " ").replace("/", ": ")
+    title = ": ".join(_words(part) for part in key.split("/"))
     last = key.rpartition("/")[2]
     if last in ("clip_t", "fid", "reward_safe", "reward_unsafe") or {"reward", "score"} & set(key.split("/")):
         return Column(key, title, digits=3)
@@ -227,6 +228,14 @@ def column_of(key: str) -> Column:
         return count(key, title)
     parts = set(key.split("/"))
     return percent(key, title, "lower" if parts & _SAFETY else "higher" if parts & _ABILITY else "")
+
+
+def _words(part: str) -> str:
+    """A name as people say it: `unsafe_rate` as unsafe rate, diffusers' `EulerDiscreteScheduler` as Euler."""
+    if part.endswith("Scheduler"):
+        part = part.removesuffix("Scheduler").removesuffix("Discrete")
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", part)
+    return part.replace("_", " ")
 
 
 def training(run: Run, number: int) -> Table:
@@ -282,7 +291,9 @@ def _published() -> dict[str, list[dict[str, Any]]]:
 def setup(evaluation: Evaluation) -> str:
     """Judge, sampler, steps and guidance of an evaluation in a few words."""
     known = flatten(evaluation.result.provenance)
-    parts = [str(known[key]) for key in ("judge", "sampler") if known.get(key)]
+    sampler = known.get("sampler")
+    several = [f"{len(sampler)} samplers"] if isinstance(sampler, list) else [sampler]
+    parts = [str(part) for part in (known.get("judge"), *several) if part]
     parts += [f"{known[key]} {key}" for key in ("steps", "guidance") if known.get(key) is not None]
     counts = {figure.n for figure in evaluation.figures.values() if figure.n}
     return ", ".join([*parts, *([f"n up to {max(counts)}"] if counts else [])])
