@@ -286,3 +286,15 @@ def test_paired_tests_are_the_changes_that_the_page_shows(tmp_path):
     assert not change.get("fid p")
     write([f"other={tmp_path / 'trained'}", str(tmp_path / "base")], tmp_path / "turned")
     assert "p = " not in (tmp_path / "turned/index.html").read_text(encoding="utf-8")
+
+
+def test_pictures_that_were_judged_come_first_and_equal_ones_once(tmp_path):
+    folders = []
+    for model in ("base", "trained"):
+        for protocol, prompt in (("fid", "other"), ("clip-t", "a prompt"), ("sandbox", "a prompt")):
+            folder = made.evaluation(tmp_path / model / protocol, protocol, model, 0, prompt=prompt)
+            if protocol != "sandbox":
+                (folder / "records-oracle.jsonl").unlink()
+            folders.append(f"{model}={folder}")
+    pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
+    assert [grid.protocol for grid in pictures.grids] == ["sandbox", "fid"]
