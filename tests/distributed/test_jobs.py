@@ -46,7 +46,8 @@ class Head:
         }
         command = [
             RAY, "start", "--head", "--block", "--num-cpus=3", f"--port={free_port()}", f"--dashboard-port={port}",
-            "--disable-usage-stats",
+            # Its default port may be another cluster's on this machine.
+            f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         ]  # fmt: skip
         with open(folder / "head.log", "w") as log:
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
@@ -118,9 +119,10 @@ def test_jobs(head, small, tmp_path):
         assert time.monotonic() < end, head.ray("job", "logs", "long").stdout
         time.sleep(0.2)
     head.ray("job", "stop", "long")
-    status, code = head.outcome("long")
+    # Ray keeps no exit code of a job that it was told to stop.
+    status, _ = head.outcome("long")
     logs = head.ray("job", "logs", "long").stdout
-    assert (status, code) == ("STOPPED", 143), logs
+    assert status == "STOPPED", logs
     assert "stopped by SIGTERM; the newest checkpoint is on disk" in logs
     reached = checkpoint.newest(run).state.iteration
     assert reached >= 3
