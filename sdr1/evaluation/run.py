@@ -84,13 +84,13 @@ def evaluate(
         {"protocol": protocol, "rows_sha256": _digest([row.asdict() for row in rows]), **_identity(facts)}
     )
     painter = partial(Painter, pipeline, config.device)
-    found = {_origin(batch, config): batch for batch in batches(rows, config.batch_size)}
-    for origin, batch in found.items():
-        if pictures and origin in pictures and not folder.has_images(batch):
-            folder.keep_images(batch, [path.read_bytes() for path in pictures[origin]])
+    shared = {} if pictures is None else pictures
+    wanted = {_origin(batch, config): batch for batch in batches(rows, config.batch_size)}
+    for origin, batch in wanted.items():
+        if origin in shared and not folder.has_images(batch):
+            folder.keep_images(batch, [path.read_bytes() for path in shared[origin]])
     result = _run(chosen, config, rows, watching, folder, facts, place, painter, model)
-    if pictures is not None:
-        pictures |= {origin: [folder.image(row) for row in batch] for origin, batch in found.items()}
+    shared |= {origin: [folder.image(row) for row in batch] for origin, batch in wanted.items()}
     return result
 
 
