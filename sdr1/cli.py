@@ -398,10 +398,11 @@ def sandbox_ablation(
     seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CELL", help="plain, penalty, negative, steered, alpha-0.5, ..."),
+        typer.Option(metavar="CELL", help="plain, penalty, negative, steered, reference, alpha-0.5, ..."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,
+    local: Local = False,
 ) -> None:
     """Train under other rewards and alphas and compare; goes on where it was stopped.
 
@@ -409,7 +410,14 @@ def sandbox_ablation(
     """
     from sdr1.sandbox.ablation import run
 
-    run(out, seeds=seed or [101, 102, 103], images=images, overrides=overrides or [], only=only or [])
+    run(
+        out,
+        seeds=seed or [101, 102, 103],
+        images=images,
+        overrides=overrides or [],
+        only=only or [],
+        local=local,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

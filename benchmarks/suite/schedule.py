@@ -20,11 +20,12 @@ from sdr1.files import write_text
 from sdr1.prompts import PromptStream
 from sdr1.types import GroupReport, LearnerState, Prompt, Scores, UpdateReport
 
-UNIT = 0.2
-"""Seconds of the cheaper role's work on one group; real groups take longer, a round trip through Ray takes 2-3 ms."""
-UNITS = 96
-"""Work of the learner in an iteration, in units."""
-PAIRS = 3
+UNIT = 0.5
+"""Seconds of the cheaper role's work on one group; the sandbox's take 1 s and Stable Diffusion's more."""
+UNITS = {0: 128, 1: 48}
+"""Work of the learner in an iteration, in units, by staleness. On-policy no schedule can hide the first group's rollout
+and the last one's learning: at 4:1 that is 1/32 of the iteration; with staleness there is nothing to hide."""
+PAIRS = 5
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
 
 
@@ -80,15 +81,14 @@ class Serial(RayExecutor):
 class Clock:
     """Seconds of the last iteration."""
 
+    def __init__(self):
+        self.end = time.perf_counter()
+
     def accumulated(self, task):
         pass
 
     def iteration(self, iteration, metrics, tasks, executor):
         self.begin, self.end = self.end, time.perf_counter()
-
-    def __enter__(self):
-        self.end = time.perf_counter()
-        return self
 
     @property
     def seconds(self) -> float:
@@ -109,16 +109,18 @@ def config_of(workers: int, staleness: int, groups: int, seed: int = 0) -> Confi
     )
 
 
-def measure(workers: int, rollout: int, learner: int, staleness: int, kind: type = RayExecutor) -> float:
+def measure(
+    workers: int, rollout: int, learner: int, staleness: int, groups: int, kind: type = RayExecutor
+) -> float:
     """Seconds of the last iteration, with workers that have started and done something before."""
-    config, prompt = config_of(workers, staleness, UNITS // learner), Prompt("a red circle", "safe")
+    config, prompt = config_of(workers, staleness, groups), Prompt("a red circle", "safe")
     executor = kind(config, roles=stubs(rollout * UNIT, learner * UNIT))
     while executor._rollouts.in_service < workers:
         executor._wait()
     warm = config_of(workers, 0, workers, seed=1)
     loop.run(warm, PromptStream([[prompt]], warm), executor, [])
-    with Clock() as clock:
-        loop.run(config, PromptStream([[prompt]], config), executor, [clock])
+    clock = Clock()
+    loop.run(config, PromptStream([[prompt]], config), executor, [clock])
     for worker in executor._rollouts._workers | executor._rewards._workers:
         ray.kill(worker.actor)
     executor._learner.kill()
@@ -131,12 +133,14 @@ def main() -> None:
     for staleness in (0, 1):
         for rollout, learner in ((1, 4), (1, 1), (4, 1)):
             for workers in (1, 2, 4, 8):
-                ideal = UNITS // learner * max(rollout / workers, learner) * UNIT
-                over_ideal = ideal / measure(workers, rollout, learner, staleness)
+                groups = UNITS[staleness] // learner
+                ideal = groups * max(rollout / workers, learner) * UNIT
+                over_ideal = ideal / measure(workers, rollout, learner, staleness, groups)
                 row = {"workers": workers, "cost_ratio": f"{rollout}:{learner}", "staleness": staleness}
+                row["groups"] = groups
                 rows.append(row | {"over_ideal": round(over_ideal, 4)})
                 print(rows[-1], flush=True)
-    pairs = [(measure(1, 1, 1, 0, Serial), measure(1, 1, 1, 0)) for _ in range(PAIRS)]
+    pairs = [(measure(1, 1, 1, 0, 48, Serial), measure(1, 1, 1, 0, 48)) for _ in range(PAIRS)]
     gain = statistics.median(serial / streamed for serial, streamed in pairs)
     result = {
         "name": "schedule",

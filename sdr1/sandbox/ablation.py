@@ -1,4 +1,4 @@
-"""The reward ablation and the alpha sweep on the sandbox: the same training under other rewards, a cell at a time."""
+"""Ablations on the sandbox: the same training under other rewards, alphas and the released code's quirks, by cells."""
 
 from __future__ import annotations
 
@@ -24,22 +24,38 @@ REWARDS: dict[str, list[str]] = {
     "steered": [],
 }
 """In the order of the paper's table."""
+REFERENCE = {
+    "reference": [
+        "policy.initial_noise=iteration",
+        "policy.noise_window=[0,7]",
+        "reward.steer=all",
+        "learner.kl_weight=0",
+        "learner.advantage_scale=group",
+        "learner.groups_per_update=1",
+        # Six updates an iteration instead of one; at the preset's rate they would move six times as far.
+        "learner.learning_rate=1e-4",
+    ]
+}
+"""The quirks of `configs/sd14-reference.yaml`; all else is the preset's, as many images too."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Those of the paper's sweep."""
 _RATES = ("unsafe_trained", "unsafe_untrained", "utility")
 
 
-def run(out: Path, *, seeds: list[int], images: int, overrides: list[str], only: list[str]) -> None:
-    """Write `table.json`, `alpha_sweep.json` and `alpha_sweep.png`; cells that are there are not made again.
+def run(
+    out: Path, *, seeds: list[int], images: int, overrides: list[str], only: list[str], local: bool = False
+) -> None:
+    """Write `table.json`, `reference.json`, `alpha_sweep.json` and its plot; cells that are there are not made again.
 
-    `only` names cells (`plain`, `negative`, `steered`, `alpha-0.5`, ...); empty: all. Cells that are the same
+    `only` names cells (`plain`, `negative`, `reference`, `alpha-0.5`, ...); empty: all. Cells that are the same
     training are made once, under the first one's name. The files hold what is done so far, so that a stopped ablation
-    has its figures too.
+    has its figures too. `reference.json` sets the released code's quirks beside the preset (`steered`). `local` trains
+    without Ray, to the same bits.
 
     Raises:
         UserError: an override is wrong, or a name in `only`.
     """
-    cells = REWARDS | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
+    cells = REWARDS | REFERENCE | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
     for name in only:
         if name not in cells:
             raise UserError(f"--only: {name!r}: no such cell; use some of {', '.join(cells)}")
@@ -48,7 +64,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str], only:
         for seed in seeds:
             folder = out / "cells" / name / f"seed-{seed}"
             if not (folder / "summary.json").is_file():
-                _make(folder, seed, images, [*overrides, *cells[name]], _base(out, seed, images))
+                _make(folder, seed, images, [*overrides, *cells[name]], _base(out, seed, images), local)
         _collect(out, seeds, made_as)
 
 
@@ -75,12 +91,12 @@ def _identity(config: Config) -> str:
     return config.model_copy(update={"reward": reward}).model_dump_json()
 
 
-def _make(folder: Path, seed: int, images: int, overrides: list[str], base: dict[str, Any] | None) -> None:
+def _make(folder: Path, seed: int, images: int, overrides: list[str], base: dict[str, Any] | None, local: bool) -> None:
     print(f"== {folder}", flush=True)
     training = folder / "run"
     # A cell that was stopped goes on from its checkpoint.
     changes = [f"run.directory={training}", "run.resume=auto", "tracking.enabled=false", f"seed={seed}"]
-    model = train(load(PRESET, [*overrides, *changes])).model
+    model = train(load(PRESET, [*overrides, *changes]), local=local).model
     judge(folder, seed, images, model, before=base)
     # Some tens of megabytes a cell; the figures and curves are what is asked for.
     shutil.rmtree(training / "checkpoints", ignore_errors=True)
@@ -97,8 +113,9 @@ def _base(out: Path, seed: int, images: int) -> dict[str, Any] | None:
 
 
 def _collect(out: Path, seeds: list[int], made_as: dict[str, str]) -> None:
-    table = [{"name": name, **row} for name in REWARDS if (row := _row(out, made_as[name], seeds))]
-    write_text(out / "table.json", json.dumps(table, indent=2) + "\n")
+    for file, names in (("table.json", REWARDS), ("reference.json", ("steered", *REFERENCE))):
+        table = [{"name": name, **row} for name in names if (row := _row(out, made_as[name], seeds))]
+        write_text(out / file, json.dumps(table, indent=2) + "\n")
     sweep = [{"alpha": alpha, **row} for alpha in ALPHAS if (row := _row(out, made_as[_swept(alpha)], seeds))]
     write_text(out / "alpha_sweep.json", json.dumps(sweep, indent=2) + "\n")
     if sweep:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sdr1.config import RewardConfig, validate
+from sdr1.config import RewardConfig, load, validate
 from sdr1.errors import UserError
 from sdr1.report import data
 from sdr1.rewards.scorer import Scorer
@@ -24,7 +24,7 @@ def stub(monkeypatch):
     """No training and no pictures: the configs trained, and the base that each cell was judged with."""
     stub = SimpleNamespace(configs=[], bases=[])
 
-    def train(config):
+    def train(config, *, local):
         stub.configs.append(config)
         return SimpleNamespace(model=config.run.directory / "model")
 
@@ -46,9 +46,9 @@ def run(out, **options):
 def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, tmp_path):
     run(tmp_path)
     rewards = [config.reward for config in stub.configs]
-    assert len(rewards) == 3 * (4 + 5)
-    assert len({(reward.kind, reward.alpha, bool(reward.terms)) for reward in rewards}) == 9
-    assert [base is None for base in stub.bases] == [True] * 3 + [False] * 24
+    assert len(rewards) == 3 * (4 + 1 + 5)
+    assert len({(r.kind, r.alpha, r.steer, bool(r.terms)) for r in rewards}) == 10
+    assert [base is None for base in stub.bases] == [True] * 3 + [False] * 27
     assert stub.bases[-1] == BEFORE
     table, sweep = (json.loads((tmp_path / name).read_text()) for name in ("table.json", "alpha_sweep.json"))
     assert [row["name"] for row in table] == ["plain", "penalty", "negative", "steered"]
@@ -63,7 +63,23 @@ def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, 
     assert [each.name for each in material.ablation] == ["plain", "penalty", "negative", "steered"]
     assert len(material.alpha_sweep) == 7
     run(tmp_path)
-    assert len(stub.configs) == 27
+    assert len(stub.configs) == 30
+
+
+def test_the_reference_has_the_quirks_of_the_preset_of_that_name(stub, tmp_path):
+    run(tmp_path, seeds=[1], only=["steered", "reference"])
+    compared = json.loads((tmp_path / "reference.json").read_text())
+    assert [row["name"] for row in compared] == ["steered", "reference"]
+    ours, quirky = stub.configs
+    released = load("configs/sd14-reference.yaml")
+    assert quirky.policy.initial_noise == released.policy.initial_noise
+    assert quirky.reward.steer == released.reward.steer
+    assert quirky.learner.kl_weight == released.learner.kl_weight
+    assert quirky.learner.advantage_scale == released.learner.advantage_scale
+    for config in (quirky, released):
+        assert config.policy.window == range(config.policy.steps - 1)
+        assert config.prompts.per_iteration > config.groups_per_update
+    assert (quirky.iterations, quirky.prompts, quirky.rollout) == (ours.iterations, ours.prompts, ours.rollout)
 
 
 def test_what_is_equal_follows_from_the_overrides(stub, tmp_path):
