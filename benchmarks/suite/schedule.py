@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ UNIT = 0.5
 UNITS = {0: 128, 1: 48}
 """Work of the learner in an iteration, in units, by staleness. On-policy no schedule can hide the first group's rollout
 and the last one's learning: at 4:1 that is 1/32 of the iteration; with staleness there is nothing to hide."""
-PAIRS = 5
+PAIRS, GROUPS_OF_A_PAIR = 5, 48
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
 
 
@@ -140,7 +141,8 @@ def main() -> None:
                 row["groups"] = groups
                 rows.append(row | {"over_ideal": round(over_ideal, 4)})
                 print(rows[-1], flush=True)
-    pairs = [(measure(1, 1, 1, 0, 48, Serial), measure(1, 1, 1, 0, 48)) for _ in range(PAIRS)]
+    equal = partial(measure, 1, 1, 1, 0, GROUPS_OF_A_PAIR)
+    pairs = [(equal(Serial), equal()) for _ in range(PAIRS)]
     gain = statistics.median(serial / streamed for serial, streamed in pairs)
     result = {
         "name": "schedule",

@@ -91,7 +91,9 @@ def _identity(config: Config) -> str:
     return config.model_copy(update={"reward": reward}).model_dump_json()
 
 
-def _make(folder: Path, seed: int, images: int, overrides: list[str], base: dict[str, Any] | None, local: bool) -> None:
+def _make(
+    folder: Path, seed: int, images: int, overrides: list[str], base: dict[str, Any] | None, local: bool
+) -> None:
     print(f"== {folder}", flush=True)
     training = folder / "run"
     # A cell that was stopped goes on from its checkpoint.

@@ -79,7 +79,11 @@ def test_the_reference_has_the_quirks_of_the_preset_of_that_name(stub, tmp_path)
     for config in (quirky, released):
         assert config.policy.window == range(config.policy.steps - 1)
         assert config.prompts.per_iteration > config.groups_per_update
-    assert (quirky.iterations, quirky.prompts, quirky.rollout) == (ours.iterations, ours.prompts, ours.rollout)
+    assert (quirky.iterations, quirky.prompts, quirky.rollout) == (
+        ours.iterations,
+        ours.prompts,
+        ours.rollout,
+    )
 
 
 def test_what_is_equal_follows_from_the_overrides(stub, tmp_path):
