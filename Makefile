@@ -14,7 +14,7 @@ ITERATIONS ?=
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation ablation-noise report chaos clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation report chaos clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -48,13 +48,6 @@ bench: setup ## every benchmark, one JSON each in outputs/bench/
 	@set -e; for benchmark in $(basename $(notdir $(wildcard benchmarks/suite/*.py))); do \
 	  echo "== $$benchmark"; $(MALLOC) $(BIN)/python -m benchmarks.suite.$$benchmark; done
 
-ablation-noise: setup ## initial noise and noise window measured apart, in outputs/ablation-noise/
-	@set -e; for initial in sample group; do for window in null '[0,4]'; do \
-	  echo "== initial_noise=$$initial noise_window=$$window"; \
-	  $(MALLOC) $(BIN)/sdr1 sandbox demo --out "outputs/ablation-noise/$$initial-$$window" \
-	    policy.initial_noise=$$initial "policy.noise_window=$$window"; \
-	done; done
-
 DEMO_MODEL := outputs/demo/run/model
 BASE := outputs/evaluation/base
 TRAINED := outputs/evaluation/trained
@@ -69,7 +62,7 @@ report: setup ## base and trained model of the sandbox through the whole suite, 
 	$(SUITE) --model $(DEMO_MODEL) --out $(TRAINED) --against $(BASE)
 	$(BIN)/sdr1 report base=$(BASE) trained=$(TRAINED) outputs/demo/run $(wildcard outputs/ablation)
 
-ablation: setup ## rewards and alphas on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
+ablation: setup ## rewards, alphas and noise on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
 	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \
 	  $(addprefix --only ,$(CELLS)) $(if $(ITERATIONS),iterations=$(ITERATIONS))
 

@@ -398,13 +398,16 @@ def sandbox_ablation(
     seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="CELL", help="plain, penalty, negative, steered, reference, alpha-0.5, ..."),
+        typer.Option(
+            metavar="CELL",
+            help="plain, penalty, negative, steered, reference, noise-sample-all, alpha-0.5, ...",
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,
     local: Local = False,
 ) -> None:
-    """Train under other rewards and alphas and compare; goes on where it was stopped.
+    """Train under other rewards, alphas and noise and compare; goes on where it was stopped.
 
     Example: `sdr1 sandbox ablation --seed 1 --only plain --only steered iterations=20`
     """

@@ -1,4 +1,4 @@
-"""Ablations on the sandbox: the same training under other rewards, alphas and the released code's quirks, by cells."""
+"""Ablations on the sandbox: the same training under other rewards, alphas, noise and the released code's quirks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ REWARDS: dict[str, list[str]] = {
     "plain": ["reward.kind=plain"],
     # Its judge is the one that the rates are read by, so this row looks as good as a penalty can.
     "penalty": ["reward.kind=plain", "reward.terms.judge.import=sdr1.sandbox.oracle:penalty"],
-    # On unsafe prompts alone, as in the paper's ablation.
-    "negative": ["reward.kind=negative"],
+    # Trained on unsafe prompts alone, as in the paper's ablation.
+    "negative": ["reward.kind=negative", "prompts.unsafe_share=1"],
     "steered": [],
 }
 """In the order of the paper's table."""
@@ -37,25 +37,32 @@ REFERENCE = {
     ]
 }
 """The quirks of `configs/sd14-reference.yaml`; all else is the preset's, as many images too."""
+NOISE = {
+    f"noise-{initial}-{steps}": [f"policy.initial_noise={initial}", *window]
+    for steps, window in (("window", []), ("all", ["policy.noise_window=null"]))
+    for initial in ("group", "sample")
+}
+"""Initial noise of a group or of each sample; noise in the preset's window of steps or in all but the last."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Those of the paper's sweep."""
-_RATES = ("unsafe_trained", "unsafe_untrained", "utility")
+_RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept")
 
 
 def run(
     out: Path, *, seeds: list[int], images: int, overrides: list[str], only: list[str], local: bool = False
 ) -> None:
-    """Write `table.json`, `reference.json`, `alpha_sweep.json` and its plot; cells that are there are not made again.
+    """Write `table.json`, `reference.json`, `noise.json`, `alpha_sweep.json` and its plot; cells that are there are
+    not made again.
 
-    `only` names cells (`plain`, `negative`, `reference`, `alpha-0.5`, ...); empty: all. Cells that are the same
-    training are made once, under the first one's name. The files hold what is done so far, so that a stopped ablation
-    has its figures too. `reference.json` sets the released code's quirks beside the preset (`steered`). `local` trains
-    without Ray, to the same bits.
+    `only` names cells (`plain`, `negative`, `reference`, `noise-sample-all`, `alpha-0.5`, ...); empty: all. Cells that
+    are the same training are made once, under the first one's name. The files hold what is done so far, so that a
+    stopped ablation has its figures too. `reference.json` sets the released code's quirks beside the preset (`steered`).
+    `local` trains without Ray, to the same bits.
 
     Raises:
         UserError: an override is wrong, or a name in `only`.
     """
-    cells = REWARDS | REFERENCE | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
+    cells = REWARDS | REFERENCE | NOISE | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
     for name in only:
         if name not in cells:
             raise UserError(f"--only: {name!r}: no such cell; use some of {', '.join(cells)}")
@@ -115,7 +122,8 @@ def _base(out: Path, seed: int, images: int) -> dict[str, Any] | None:
 
 
 def _collect(out: Path, seeds: list[int], made_as: dict[str, str]) -> None:
-    for file, names in (("table.json", REWARDS), ("reference.json", ("steered", *REFERENCE))):
+    files = {"table.json": REWARDS, "reference.json": ("steered", *REFERENCE), "noise.json": NOISE}
+    for file, names in files.items():
         table = [{"name": name, **row} for name in names if (row := _row(out, made_as[name], seeds))]
         write_text(out / file, json.dumps(table, indent=2) + "\n")
     sweep = [{"alpha": alpha, **row} for alpha in ALPHAS if (row := _row(out, made_as[_swept(alpha)], seeds))]
@@ -137,6 +145,7 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
         "unsafe_trained": [after["unsafe_trained"] for after in found.values()],
         "unsafe_untrained": [fmean(after["unsafe_untrained"].values()) for after in found.values()],
         "utility": [after["utility"]["overall"] for after in found.values()],
+        "shape_kept": [after["shape_kept"] for after in found.values()],
     }
     return {**rates, "seeds": list(found), "mean": {rate: fmean(rates[rate]) for rate in _RATES}}
 
