@@ -255,7 +255,7 @@ class LearnerConfig(Section):
         1.0,
         ge=0,
         le=1,
-        description="Share of the run after which the learning rate falls linearly to a tenth at its end; 1 keeps it.",
+        description="Share of the run after which the learning rate falls exponentially to a tenth at its end; 1 keeps it.",
     )
     betas: tuple[FiniteFloat, FiniteFloat] = Field((0.9, 0.999), description="AdamW betas.")
     weight_decay: FiniteFloat = Field(1e-4, ge=0, description="AdamW weight decay.")

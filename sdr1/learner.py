@@ -243,7 +243,7 @@ class Learner:
         options = self._config.learner
         done = self._updates / (self._config.iterations * self._updates_per_iteration)
         fallen = max(0.0, done - options.decay_start) / (1 - options.decay_start or 1)
-        return options.learning_rate * (1 - 0.9 * fallen)
+        return options.learning_rate * 0.1**fallen
 
     def _check_ratio(self, task: GroupTask, gap: float) -> None:
         exact = self._config.policy.precision == "float32"

@@ -113,9 +113,9 @@ def test_an_update_raises_the_likelihood_of_the_better_image(small):
 
 
 @pytest.mark.parametrize(
-    ("start", "kept"), [(0.0, [1, 0.775, 0.55, 0.325]), (0.5, [1, 1, 1, 0.55]), (1.0, [1] * 4)]
+    ("start", "kept"), [(0.0, [1, 0.5623, 0.3162, 0.1778]), (0.5, [1, 1, 1, 0.3162]), (1.0, [1] * 4)]
 )
-def test_the_learning_rate_falls_linearly_towards_a_tenth(small, start, kept):
+def test_the_learning_rate_falls_by_equal_factors_towards_a_tenth(small, start, kept):
     config = small(
         iterations=4,
         prompts={"per_iteration": 1, "unsafe_share": None},
@@ -128,4 +128,4 @@ def test_the_learning_rate_falls_linearly_towards_a_tenth(small, start, kept):
         rollout = policy.rollout(task, 3, with_reference=False)
         learner.accumulate(task, rollout.trajectory, scores([0.1, 0.3, 0.2]))
         rates.append(learner.step().learning_rate)
-    assert rates == pytest.approx([1e-3 * share for share in kept])
+    assert rates == pytest.approx([1e-3 * share for share in kept], rel=1e-3)
