@@ -271,10 +271,10 @@ def sample(
 
     Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
     """
-    from sdr1.sample import Sampling
+    from sdr1.evaluation.rows import Sampler
     from sdr1.sample import sample as draw
 
-    print(draw(model, prompt, seed or [0, 1, 2], out, Sampling(scheduler, steps, guidance_scale), base))
+    print(draw(model, prompt, seed or [0, 1, 2], out, Sampler(scheduler, steps, guidance_scale), base))
 
 
 @config_app.command("show")
