@@ -154,7 +154,10 @@ def evaluate(
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/evaluation") / protocol
     if protocol == "suite":
-        runner.suite(_suite(suite), model, folder, values, place)
+        from sdr1.evaluation import suite as suites
+
+        entries = suites.EVERY_PROTOCOL if suite is None else suites.read(suite)
+        suites.suite(entries, model, folder, values, place)
     else:
         _print_figures(runner.evaluate(protocol, model, folder, values, place))
     print(f"written to {folder}")
@@ -182,24 +185,6 @@ def judge(
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
     _print_figures(runner.judge(protocol, images, out or images, values, place))
     print(f"written to {out or images}")
-
-
-def _suite(path: Path | None) -> list:
-    from sdr1.evaluation.run import default_suite
-
-    if path is None:
-        return default_suite()
-    import yaml
-
-    if not path.is_file():
-        raise UserError(f"--suite: {str(path)!r}: no such file; give a yaml list of {{protocol, settings}}")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--suite: {str(path)!r}: cannot be read: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"--suite: {str(path)!r}: not a list of {{protocol, settings}}")
-    return entries
 
 
 def _print_figures(result: dict) -> None:

@@ -18,6 +18,7 @@ from sdr1 import cli
 from sdr1.errors import UserError
 from sdr1.evaluation import run, umap
 from sdr1.evaluation.rows import Row, Sampler, batches
+from sdr1.evaluation.suite import suite
 
 LOCAL = run.Place(local=True)
 SMALL = {"images": 2, "batch_size": 8, "sampler": {"steps": 2}}
@@ -116,7 +117,7 @@ def test_protocols_of_a_suite_draw_once_what_they_share(tmp_path, monkeypatch):
         run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows)
     )
     names = ["geneval", "clip-t", "sandbox"]
-    run.suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
+    suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
     # Twelve safe rows in batches of 8 and 4; the sandbox's second batch holds four others beside them.
     assert drawn == [8, 4, 8, 8]
     for name in names:
