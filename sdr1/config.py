@@ -356,7 +356,7 @@ class Config(Section):
     def learner_passes(self) -> int:
         """Forward and backward passes over one group, on each rank."""
         transitions = self.rollout.group_size * len(self.policy.window)
-        return math.ceil(transitions / (self.learner.micro_batch * self.learner.ranks))
+        return passes(transitions, self.learner.micro_batch, self.learner.ranks)
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
@@ -400,6 +400,11 @@ class Config(Section):
                 f"(rollout.group_size {self.rollout.group_size} x {len(self.policy.window)} noisy steps); use as many or fewer"
             )
         return self
+
+
+def passes(transitions: int, micro_batch: int, ranks: int) -> int:
+    """How many micro-batches of at most `micro_batch` transitions each rank makes of a group's."""
+    return math.ceil(transitions / (micro_batch * ranks))
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
