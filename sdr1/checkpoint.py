@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from sdr1.config import Config, flatten
+from sdr1.config import Config
 from sdr1.errors import TrainingError, UserError
 from sdr1.files import sync, write_text
 from sdr1.loop import Executor
+from sdr1.plain_data import flatten
 from sdr1.runtime import raise_if_stopped
 from sdr1.types import GroupTask, LearnerState
 

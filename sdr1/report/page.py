@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdr1 import __version__
-from sdr1.config import flatten
 from sdr1.files import write_bytes
+from sdr1.plain_data import flatten
 from sdr1.tracking import attach
 
 from .data import Material, read

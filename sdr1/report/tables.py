@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sdr1.config import flatten
+from sdr1.plain_data import flatten
 
 from .data import Ablated, Evaluation, Figure, Material, Run, Swept
 

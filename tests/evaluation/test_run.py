@@ -198,6 +198,7 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
         ),
         (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
         (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),
+        (["sandbox", "alphas=[0.1"], ["override", "'alphas=[0.1'", "cannot be read"]),
         (["sandbox", "sampler.scheduler=Nope"], ["sampler.scheduler", "'Nope'", "DDIMScheduler"]),
         (["sandbox", "sampler.scheduler=DPMSolverSDEScheduler"], ["sampler.scheduler", "torchsde"]),
     ],
