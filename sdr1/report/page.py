@@ -19,7 +19,7 @@ from sdr1.tracking import attach
 
 from .data import Material, read
 from .sections import Section, sections
-from .tables import to_csv, to_latex
+from .table_files import to_csv, to_latex
 
 
 def write(sources: Sequence[str], out: Path) -> Path:
