@@ -269,6 +269,7 @@ def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], column
 
 
 def published(name: str, columns: Sequence[Column]) -> list[Row]:
+    """The published rows of a table, as `published.json` has them."""
     return [
         Row(
             model := f"{row['model']} ({row['note']})" if "note" in row else row["model"],
