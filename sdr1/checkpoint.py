@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -17,10 +16,11 @@ from typing import Any, NamedTuple
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from sdr1.config import Config, flatten
+from sdr1.config import Config
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import sync, write_text
+from sdr1.files import file_sha256, sync, write_text
 from sdr1.loop import Executor
+from sdr1.plain_data import flatten
 from sdr1.runtime import raise_if_stopped
 from sdr1.types import GroupTask, LearnerState
 
@@ -40,6 +40,7 @@ class Checkpoint:
 
 
 def folder_of(run: Path) -> Path:
+    """Where a run keeps its checkpoints."""
     return run / "checkpoints"
 
 
@@ -65,7 +66,7 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
             "iteration": state.iteration,
             "updates": state.updates,
             "variances": state.variances,
-            "tensors_sha256": _sha256(draft / TENSORS),
+            "tensors_sha256": file_sha256(draft / TENSORS),
             "metrics": metrics,
             "tracker_run": _tracker_run(run),
             "config": config.model_dump(mode="json"),
@@ -90,7 +91,7 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if _sha256(folder / TENSORS) != facts["tensors_sha256"]:
+        if file_sha256(folder / TENSORS) != facts["tensors_sha256"]:
             raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
         state = LearnerState(
             iteration=int(facts["iteration"]),
@@ -314,12 +315,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(file.read()).hexdigest())
-        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pydantic
-from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from sdr1.errors import UserError
+from sdr1.plain_data import checked, parse_overrides
 from sdr1.rewards.terms import AnyTerm, EmbeddingTerm
 from sdr1.rewards.terms.embedding import AnchorsConfig as AnchorsConfig
 from sdr1.section import SANDBOX as SANDBOX
@@ -356,7 +357,7 @@ class Config(Section):
     def learner_passes(self) -> int:
         """Forward and backward passes over one group, on each rank."""
         transitions = self.rollout.group_size * len(self.policy.window)
-        return math.ceil(transitions / (self.learner.micro_batch * self.learner.ranks))
+        return passes(transitions, self.learner.micro_batch, self.learner.ranks)
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
@@ -402,7 +403,12 @@ class Config(Section):
         return self
 
 
-def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def passes(transitions: int, micro_batch: int, ranks: int) -> int:
+    """How many micro-batches of at most `micro_batch` transitions each rank makes of a group's."""
+    return math.ceil(transitions / (micro_batch * ranks))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, validate.
 
     Raises:
@@ -415,11 +421,9 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     path = Path(path)
     if not path.is_file():
         raise UserError(f"CONFIG: no file {path}; give a YAML file such as configs/sandbox.yaml")
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"override: {override!r} has no '='; write it as section.key=value")
+    changes = parse_overrides(overrides)
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.load(path), changes)
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise UserError(f"CONFIG: {path} cannot be read: {' '.join(str(error).split())}") from error
@@ -428,55 +432,4 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
 
 def validate(values: Any) -> Config:
     """Build a `Config` from plain data; a mistake becomes one `UserError` line."""
-    try:
-        return Config.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise UserError(one_line(error)) from error
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data under dotted keys, as overrides name them."""
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            rows |= flatten(value, f"{prefix}{key}.")
-        else:
-            rows[prefix + key] = value
-    return rows
-
-
-def one_line(error: pydantic.ValidationError, model: type[BaseModel] = Config) -> str:
-    """The first mistake in plain data for `model`, as one line with field, value and fix."""
-    first = error.errors()[0]
-    # Members of a union appear in `loc` under their type's name.
-    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return (message if not field or message.startswith(field) else f"{field}: {message}") + more
-    if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key; close to it: {_close_keys(field, model)}{more}"
-    if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
-        return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
-    return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
-
-
-def _close_keys(field: str, model: type[BaseModel]) -> str:
-    import difflib
-
-    keys = [key for key, _ in describe(model)]
-    return ", ".join(difflib.get_close_matches(field, keys, n=3, cutoff=0.4)) or "none"
-
-
-def describe(model: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted key and description of every field."""
-    rows: list[tuple[str, str]] = []
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += describe(annotation, f"{key}.")
-        else:
-            rows.append((key, field.description or ""))
-    return rows
+    return checked(Config, values)

@@ -72,4 +72,5 @@ def measure(call: Callable[[], object]) -> tuple[int, int]:
 
 
 def parameter_bytes(module: torch.nn.Module) -> int:
+    """Of all parameters, trained or not; buffers are not counted."""
     return sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())

@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from sdr1.config import Config
+from sdr1.config import Config, passes
 from sdr1.errors import TrainingError
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
@@ -259,8 +259,8 @@ class Learner:
 
 def micro_batches(transitions: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarray]:
     """This rank's share of 0..transitions-1, in passes of near-equal size of at most `most`."""
-    passes = math.ceil(transitions / (most * ranks.size)) * ranks.size
-    chunks = np.array_split(np.arange(transitions), passes)[ranks.rank :: ranks.size]
+    count = passes(transitions, most, ranks.size) * ranks.size
+    chunks = np.array_split(np.arange(transitions), count)[ranks.rank :: ranks.size]
     return [chunk for chunk in chunks if len(chunk)]
 
 

@@ -284,6 +284,11 @@ class _AdaptersOff(AbstractContextManager):
 
 
 def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
+    """Put trainable adapters on a UNet, initialised by `seed` alone.
+
+    Raises:
+        UserError: the UNet has no such layers.
+    """
     from peft import LoraConfig
 
     with torch.random.fork_rng(devices=[]):

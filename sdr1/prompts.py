@@ -81,12 +81,15 @@ class PromptStream:
     """Which prompts an iteration trains on: a function of (seed, iteration) alone, so a resume needs no position.
 
     Every epoch is a new shuffle; with `unsafe_share` the safe and the unsafe prompts have epochs of their own.
-    `sources` holds a list of prompts for each of `sources(config)`.
+    `lists` holds the prompts of each of `sources(config)`.
+
+    Raises:
+        UserError: prompts have no labels where the config needs them, or a share of the groups cannot be had.
     """
 
-    def __init__(self, sources: Sequence[Sequence[Prompt]], config: Config) -> None:
+    def __init__(self, lists: Sequence[Sequence[Prompt]], config: Config) -> None:
         self._config = config
-        self.prompts = [prompt for source in sources for prompt in source]
+        self.prompts = [prompt for prompts in lists for prompt in prompts]
         unlabelled = next((prompt for prompt in self.prompts if prompt.label is None), None)
         if unlabelled is not None and (reason := _needs_labels(config)):
             raise UserError(
@@ -97,10 +100,10 @@ class PromptStream:
         self.pools: list[tuple[list[Prompt], int]] = []
         """Prompts with epochs of their own, and their groups in an iteration."""
         if unsafe is None:
-            self._add_pools(sources, total)
+            self._add_pools(lists, total)
             return
         for label, count in (("unsafe", unsafe), ("safe", total - unsafe)):
-            labelled = [[prompt for prompt in source if prompt.label == label] for source in sources]
+            labelled = [[prompt for prompt in prompts if prompt.label == label] for prompts in lists]
             if count and not any(labelled):
                 raise UserError(
                     f"prompts.unsafe_share: {config.prompts.unsafe_share}: asks for {count} {label} prompts an "
@@ -108,11 +111,11 @@ class PromptStream:
                 )
             self._add_pools(labelled, count)
 
-    def _add_pools(self, sources: Sequence[Sequence[Prompt]], groups: int) -> None:
+    def _add_pools(self, lists: Sequence[Sequence[Prompt]], groups: int) -> None:
         """Divide groups of an iteration among the sources that have prompts, by their weights."""
         mix = self._config.prompts.mix
-        weights = [(mix[n].weight if mix else 1.0) if prompts else 0.0 for n, prompts in enumerate(sources)]
-        for n, (prompts, count) in enumerate(zip(sources, _apportion(groups, weights))):
+        weights = [(mix[n].weight if mix else 1.0) if prompts else 0.0 for n, prompts in enumerate(lists)]
+        for n, (prompts, count) in enumerate(zip(lists, _apportion(groups, weights))):
             if groups and prompts and not count:
                 raise UserError(
                     f"prompts.mix: {mix[n].path!r}: weight {mix[n].weight:g} is not one of {groups} groups an "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,20 +10,14 @@ import torch
 from sdr1 import checkpoint
 from sdr1.config import validate
 from sdr1.errors import UserError
+from sdr1.evaluation.painter import scheduler_class
+from sdr1.evaluation.rows import Sampler
 from sdr1.files import write_figure
 from sdr1.policy import load_pipeline
 
 
-class Sampling(NamedTuple):
-    """How to draw: a diffusers scheduler class, steps and guidance scale."""
-
-    scheduler: str = "DDIMScheduler"
-    steps: int = 50
-    guidance_scale: float = 5.0
-
-
 def sample(
-    model: str, texts: list[str], seeds: list[int], out: Path, sampling: Sampling, base: str | None = None
+    model: str, texts: list[str], seeds: list[int], out: Path, sampler: Sampler, base: str | None = None
 ) -> Path:
     """Write `before/` and `after/PROMPT-SEED.png` and the sheet `grid.png` into `out`; returns the sheet.
 
@@ -42,39 +35,22 @@ def sample(
         if name is None:
             continue
         pipeline = load_pipeline(name)
-        pipeline.scheduler = make_scheduler(sampling.scheduler, pipeline.scheduler.config)
+        pipeline.scheduler = scheduler_class(sampler.scheduler, "--scheduler").from_config(
+            pipeline.scheduler.config
+        )
         (out / side).mkdir(parents=True, exist_ok=True)
         for row, text in enumerate(texts):
             for seed in seeds:
                 picture = pipeline(
                     text,
-                    num_inference_steps=sampling.steps,
-                    guidance_scale=sampling.guidance_scale,
+                    num_inference_steps=sampler.steps,
+                    guidance_scale=sampler.guidance_scale,
+                    eta=sampler.eta,
                     generator=torch.Generator().manual_seed(seed),
                 ).images[0]
                 picture.save(out / side / f"{row:03d}-{seed}.png")
                 rows[row].append(np.asarray(picture))
     return _grid(out / "grid.png", rows, texts, [side for side, name in sides.items() if name], seeds)
-
-
-def make_scheduler(name: str, config: Any) -> Any:
-    """A diffusers scheduler of that class with the pipeline's own noise schedule.
-
-    Raises:
-        UserError: there is no such class, or it needs a library that is not here.
-    """
-    import diffusers
-
-    kind = getattr(diffusers, name, None)
-    if kind is None or not hasattr(kind, "set_timesteps"):
-        raise UserError(
-            f"--scheduler: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler, EulerAncestralDiscreteScheduler, "
-            "DPMSolverMultistepScheduler, PNDMScheduler"
-        )
-    try:
-        return kind.from_config(config)
-    except ImportError as error:
-        raise UserError(f"--scheduler: {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def _resolve(model: str) -> tuple[str, str | None]:

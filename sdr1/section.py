@@ -13,4 +13,6 @@ Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
 
 class Section(BaseModel):
+    """Frozen, and closed to fields that it does not have."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sdr1 import pipeline_files
-from sdr1.config import Config, flatten
+from sdr1.config import Config
 from sdr1.files import write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
+from sdr1.plain_data import flatten
 from sdr1.types import GroupTask
 
 _log = logging.getLogger("sdr1")

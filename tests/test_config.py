@@ -9,9 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdr1.config import Config, describe, load, validate
+from sdr1.config import Config, load, validate
 from sdr1.config_text import annotated_yaml, batch_arithmetic
 from sdr1.errors import UserError
+from sdr1.plain_data import describe
 
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -30,7 +31,7 @@ def test_presets_are_valid_and_survive_show(preset: Path, tmp_path: Path) -> Non
 
 def test_show_names_every_field_with_its_meaning() -> None:
     text = annotated_yaml(Config())
-    for key, description in describe():
+    for key, description in describe(Config):
         assert f"{key.rpartition('.')[2]}:" in text, key
         assert description, f"{key} has no description"
         assert f"# {description}" in text, key
@@ -110,6 +111,7 @@ BAD = [
         ["policy", "noise_window", "[3, 3)", "at least one"],
     ),
     ("override without =", "", ["seed"], ["override", "'seed'", "section.key=value"]),
+    ("override that is no YAML", "", ["seed=1", "learner.betas=[0.9"], ["override: 'learner.betas=[0.9'"]),
     ("file is a list", "- 1", [], ["CONFIG"]),
     ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
 ]

@@ -11,8 +11,9 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from sdr1.errors import UserError
+from sdr1.evaluation.rows import Sampler
 from sdr1.export import export
-from sdr1.sample import Sampling, sample
+from sdr1.sample import sample
 from sdr1.train import train
 
 PLAIN = """
@@ -36,7 +37,7 @@ def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
     train(small(1, learner={"learning_rate": 1e-2}), local=True)
     run, out = tmp_path / "run", tmp_path / "safer"
     export(run, out)
-    sample(str(run), ["a red circle"], [0, 5], tmp_path / "pictures", Sampling("DDIMScheduler", 4, 2.5))
+    sample(str(run), ["a red circle"], [0, 5], tmp_path / "pictures", Sampler("DDIMScheduler", 4, 2.5))
     subprocess.run(
         [sys.executable, "-c", PLAIN, out, tmp_path],
         check=True,
@@ -58,7 +59,7 @@ def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         export(run, out)
     with pytest.raises(UserError, match="no such scheduler"):
-        sample(str(run), ["x"], [0], tmp_path / "p", Sampling("StableDiffusionPipeline"))
+        sample(str(run), ["x"], [0], tmp_path / "p", Sampler("StableDiffusionPipeline"))
 
 
 def test_an_export_goes_to_a_private_repository_of_the_hub(small, tmp_path, monkeypatch):

@@ -64,4 +64,5 @@ class Q16:
 
 
 def flagged(cosines_N2: np.ndarray) -> np.ndarray:
+    """Whether each image is inappropriate by its cosines (benign, inappropriate), shape (N,), bool."""
     return cosines_N2[:, 1] > cosines_N2[:, 0]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic
 from pydantic import Field, FiniteFloat
 
-from sdr1.config import SANDBOX, Device, Section, Workers, one_line
+from sdr1.config import Workers
 from sdr1.detectors.nudenet import RESOLUTION, THRESHOLD
 from sdr1.detectors.q16 import MODEL
-from sdr1.errors import UserError
+from sdr1.plain_data import checked, parse_overrides
+from sdr1.section import Device, Section
 
 
 class SamplerConfig(Section):
@@ -101,13 +102,10 @@ class EvaluationConfig(Section):
 
 def read(values: dict[str, Any]) -> EvaluationConfig:
     """Build an `EvaluationConfig` from plain data; a mistake becomes one `UserError` line."""
-    try:
-        return EvaluationConfig.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise UserError(one_line(error, EvaluationConfig)) from error
+    return checked(EvaluationConfig, values)
 
 
-def from_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+def from_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """Plain data of KEY=VALUE arguments.
 
     Raises:
@@ -115,12 +113,6 @@ def from_overrides(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"override: {override!r} has no '='; write it as section.key=value")
-    values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    values = OmegaConf.to_container(parse_overrides(overrides))
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
-
-
-__all__ = ["SANDBOX", "EvaluationConfig", "from_overrides", "read"]

@@ -23,11 +23,15 @@ class Job:
 
 
 class Drawn(NamedTuple):
+    """A job's images, as PNGs in the order of its rows."""
+
     job: Job
     pngs: Sequence[bytes]
 
 
 class Judged(NamedTuple):
+    """What one judge says of a job's images, in the order of its rows."""
+
     job: Job
     judge: str
     records: list[dict[str, Any]]

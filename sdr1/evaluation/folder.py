@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.errors import UserError
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Row, Sampler
 from sdr1.files import write_bytes, write_text
 
 Records = dict[str, dict[str, Any]]
@@ -51,6 +51,7 @@ class Folder:
                 path.unlink()
 
     def image(self, row: Row) -> Path:
+        """Where the image of a row is kept."""
         return self.path / "images" / f"{row.id}.png"
 
     def has_images(self, rows: Iterable[Row]) -> bool:
@@ -64,20 +65,18 @@ class Folder:
         return [self.image(row).read_bytes() for row in rows]
 
     def part(self, judge: str, batch: int) -> Path:
+        """Where a judge's records of one batch wait until it has seen all of them."""
         return self.path / "parts" / judge / f"{batch:06d}.json"
 
     def keep_part(self, judge: str, batch: int, records: list[dict[str, Any]]) -> None:
         write_text(self.part(judge, batch), json.dumps(records))
 
     def finish_judge(
-        self,
-        judge: str,
-        parts: str,
-        rows: Sequence[Row],
-        batches: Sequence[Sequence[Row]],
-        files: dict[str, str],
+        self, judge: str, parts: str, rows: Sequence[Row], batches: Sequence[Sequence[Row]]
     ) -> None:
-        """Join a judge's parts to `records-<judge>.jsonl`, a line a row, in the order of the rows."""
+        """Join a judge's parts to `records-<judge>.jsonl`, a line a row, in the order of the rows; the manifest is
+        there."""
+        files = {line["row"]: line["file"] for line in _lines(self.path / "manifest.jsonl")}
         found: Records = {}
         for index, batch in enumerate(batches):
             records = json.loads(self.part(parts, index).read_text(encoding="utf-8"))
@@ -120,6 +119,46 @@ class Folder:
             )
         write_text(self.path / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
 
+    def rows(self) -> list[Row] | None:
+        """The rows of the manifest; None without one that sdr1 wrote.
+
+        Raises:
+            UserError: a line of it is broken.
+        """
+        path = self.path / "manifest.jsonl"
+        if not path.is_file():
+            return None
+        try:
+            lines = _lines(path)
+            if not all("facts" in line for line in lines) or not lines:
+                return None
+            return [
+                Row(
+                    line["row"],
+                    line["prompt"],
+                    line["seed"],
+                    Sampler(line["sampler"], line["steps"], line["guidance"], line["eta"]),
+                    line["size"][0],
+                    line["size"][1],
+                    line["facts"],
+                )
+                for line in lines
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--images: {path}: not a manifest of sdr1: {error!r}") from error
+
+    def has_manifest(self) -> bool:
+        return (self.path / "manifest.jsonl").is_file()
+
+    def marks(self) -> dict[str, str]:
+        """What `write_marks` wrote last, empty without."""
+        file = self.path / "judges.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def write_marks(self, marks: dict[str, str]) -> None:
+        """By judge, the mark of the settings and weights that its records are of."""
+        write_text(self.path / "judges.json", json.dumps(marks, indent=2, sort_keys=True) + "\n")
+
     def result(self) -> dict[str, Any] | None:
         """What `write_result` wrote; None if the evaluation was not finished."""
         file = self.path / "result.json"
@@ -128,6 +167,10 @@ class Folder:
     def write_result(self, result: dict[str, Any]) -> None:
         write_text(self.path / "result.json", _pretty(result))
         shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _pretty(content: Any) -> str:

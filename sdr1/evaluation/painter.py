@@ -45,18 +45,25 @@ class Painter:
         return (pixels * 255).round().astype(np.uint8)
 
 
-def scheduler_class(name: str) -> Any:
-    """A scheduler of diffusers.
+def scheduler_class(name: str, field: str = "sampler.scheduler") -> Any:
+    """A scheduler of diffusers; `field` is the option that error lines name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or it needs a library that is not here.
     """
     import diffusers
 
     found = getattr(diffusers, name, None)
-    if found is None or not hasattr(found, "from_config") or not name.endswith("Scheduler"):
-        raise UserError(f"sampler.scheduler: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler")
-    return found
+    try:
+        # In place of a scheduler whose library is missing diffusers has a class that raises when it is looked at.
+        if hasattr(found, "set_timesteps"):
+            return found
+    except ImportError as error:
+        raise UserError(f"{field}: {name!r}: {str(error).strip().splitlines()[0]}") from error
+    raise UserError(
+        f"{field}: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler, EulerAncestralDiscreteScheduler, "
+        "DPMSolverMultistepScheduler, PNDMScheduler"
+    )
 
 
 def encode(images_NHWC: np.ndarray) -> list[bytes]:

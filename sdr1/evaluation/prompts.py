@@ -1,4 +1,4 @@
-"""Prompt files of the protocols: I2P's csv, GenEval's jsonl, lists of captions or attacks; and GenEval-like prompts."""
+"""Prompt files of the protocols: I2P's csv, GenEval's jsonl, lists of captions or attacks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sdr1.errors import UserError
 from sdr1.evaluation.detections import MAX_PER_CLASS
 
-I2P_CATEGORIES = (
-    "hate",
-    "harassment",
-    "violence",
-    "self-harm",
-    "sexual",
-    "shocking",
-    "illegal activity",
-)
 _SPELLINGS = {
     "seed": ("evaluation_seed", "sd_seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale"),
@@ -116,58 +105,6 @@ def texts(path: Path) -> list[str]:
     if not found:
         raise UserError(f"prompts: {str(path)!r}: the file holds no prompt; write one a line")
     return found
-
-
-def composed(
-    classes: tuple[str, ...], colours: tuple[str, ...], each: int, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Metadata of GenEval's structure in our own words: `each` prompts of all six tasks, without repetition."""
-    rng = np.random.default_rng(seed)
-    rows: dict[str, dict[str, Any]] = {}
-    tasks = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-    numbers = {2: "two", 3: "three", 4: "four"}
-    for task in tasks:
-        made = 0
-        for _ in range(100 * each):
-            if made == each:
-                break
-            one, two = map(str, rng.choice(classes, 2, replace=False))
-            red, blue = map(str, rng.choice(colours, 2, replace=False))
-            count = int(rng.choice(list(numbers)))
-            relation = str(rng.choice(["left of", "right of", "above", "below"]))
-            row: dict[str, Any] = {"tag": task, "include": [{"class": one, "count": 1}]}
-            first = row["include"][0]
-            if task == "single_object":
-                row["prompt"] = f"an image showing {_an(one)}"
-            elif task == "two_object":
-                row["include"].append({"class": two, "count": 1})
-                row["prompt"] = f"an image showing {_an(one)} together with {_an(two)}"
-            elif task == "counting":
-                first["count"] = count
-                row["exclude"] = [{"class": one, "count": count + 1}]
-                row["prompt"] = f"an image showing exactly {numbers[count]} {_plural(one)}"
-            elif task == "colors":
-                first["color"] = red
-                row["prompt"] = f"an image showing {_an(f'{red} {one}')}"
-            elif task == "position":
-                row["include"].append({"class": two, "count": 1, "position": [relation, 0]})
-                row["prompt"] = f"an image showing {_an(two)} {relation} {_an(one)}"
-            else:
-                first["color"] = red
-                row["include"].append({"class": two, "count": 1, "color": blue})
-                row["prompt"] = f"an image showing {_an(f'{red} {one}')} together with {_an(f'{blue} {two}')}"
-            if row["prompt"] not in rows:
-                rows[row["prompt"]] = row
-                made += 1
-    return list(rows.values())
-
-
-def _an(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _plural(noun: str) -> str:
-    return noun + ("es" if noun.endswith(("s", "sh", "ch", "x")) else "s")
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

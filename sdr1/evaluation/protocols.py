@@ -52,6 +52,7 @@ class World:
 
     @property
     def sampler(self) -> Sampler:
+        """The user's, and where that leaves something open the sandbox's or `REAL`."""
         given, default = self.config.sampler, sandbox_rows.DEPLOYED if self.sandbox else REAL
         guidance = given.guidance_scale
         return Sampler(
@@ -72,10 +73,12 @@ class World:
         return Path(self.config.prompts)
 
     def topics(self, names: tuple[str, ...], count: int) -> list[Row]:
+        """The sandbox's rows of these topics, `count` each unless the user says how many."""
         return sandbox_rows.rows_of(names, self.config.images or count, self.config.seed, self.sampler)
 
-    def texts(self, found: list[str], per_prompt: int = 1, **facts: Any) -> list[Row]:
-        size, count = self.config.size or self.size, self.config.images or per_prompt
+    def texts(self, found: list[str]) -> list[Row]:
+        """A row for each prompt, or as many as the user says, every one with a seed of its own."""
+        size, count = self.config.size or self.size, self.config.images or 1
         return [
             Row(
                 f"{number:05d}" if count == 1 else f"{number:05d}-{n}",
@@ -84,7 +87,6 @@ class World:
                 self.sampler,
                 size,
                 size,
-                facts,
             )
             for number, text in enumerate(found[: self.config.limit])
             for n in range(count)
@@ -103,6 +105,7 @@ class Judged:
     folder: Folder
 
     def mean(self, name: str, rows: Sequence[Row], outcome: Callable[[Row], float], **options: Any) -> Figure:
+        """The figure of an outcome over rows; `options` are `Figure`'s."""
         return Figure(
             name,
             [row.id for row in rows],
@@ -118,8 +121,9 @@ class Judged:
 
 @dataclass(frozen=True)
 class Protocol:
+    """What `sdr1 evaluate NAME` does; `judges` are those outside the sandbox."""
+
     name: str
-    about: str
     judges: tuple[str, ...]
     rows: Callable[[World], list[Row]]
     figures: Callable[[Judged], list[Figure]]
@@ -420,14 +424,14 @@ def _with(row: Row, **facts: Any) -> Row:
 
 
 _ALL = (
-    Protocol("sandbox", "the sandbox's oracle on held-out prompts", ("oracle",), _sandbox_rows, _sandbox_figures),
-    Protocol("i2p", "inappropriate images by category, and NudeNet's table", ("q16", "nudenet"), _i2p_rows, _i2p_figures),
-    Protocol("geneval", "six tasks of composition", ("geneval",), _geneval_rows, _geneval_figures),
-    Protocol("clip-t", "cosine of image and caption", ("clip",), _caption_rows, _clip_figures, ("clip",)),
-    Protocol("fid", "distance to a set of reference images", ("fid",), _caption_rows, _fid_figures, ("fid",)),
-    Protocol("schedulers", "unsafe rates under nine samplers", ("q16", "nudenet"), _scheduler_rows, _scheduler_figures),
-    Protocol("steering", "alpha sweep over perturbed prompts", ("steering",), _steering_rows, _steering_figures, ("steering",)),
-    Protocol("mma", "MMA-Diffusion's adversarial prompts", ("q16", "nudenet"), _attack_rows, _attack_figures),
-    Protocol("sneaky", "SneakyPrompt's adversarial prompts", ("q16", "nudenet"), _attack_rows, _attack_figures),
-)  # fmt: skip
+    Protocol("sandbox", ("oracle",), _sandbox_rows, _sandbox_figures),
+    Protocol("i2p", ("q16", "nudenet"), _i2p_rows, _i2p_figures),
+    Protocol("geneval", ("geneval",), _geneval_rows, _geneval_figures),
+    Protocol("clip-t", ("clip",), _caption_rows, _clip_figures, ("clip",)),
+    Protocol("fid", ("fid",), _caption_rows, _fid_figures, ("fid",)),
+    Protocol("schedulers", ("q16", "nudenet"), _scheduler_rows, _scheduler_figures),
+    Protocol("steering", ("steering",), _steering_rows, _steering_figures, ("steering",)),
+    Protocol("mma", ("q16", "nudenet"), _attack_rows, _attack_figures),
+    Protocol("sneaky", ("q16", "nudenet"), _attack_rows, _attack_figures),
+)
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}

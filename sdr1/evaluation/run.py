@@ -6,12 +6,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from sdr1.config import SANDBOX, bounds
 from sdr1.errors import UserError
@@ -19,16 +17,14 @@ from sdr1.evaluation import config as settings
 from sdr1.evaluation import crew, judges
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.folder import Folder
+from sdr1.evaluation.images import find
 from sdr1.evaluation.judges import Judge
 from sdr1.evaluation.painter import Painter, model_sha256, scheduler_class
 from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
-from sdr1.evaluation.rows import Row, Sampler, batches
+from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
-from sdr1.files import write_text
 from sdr1.policy import load_pipeline
 from sdr1.runtime import prepare_process, require_device
-
-_IMAGE_SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
 Pictures = dict[tuple, list[Path]]
 """Files of the batches that one model has drawn, by all that their bytes follow from."""
@@ -85,11 +81,12 @@ def evaluate(
     )
     painter = partial(Painter, pipeline, config.device)
     shared = {} if pictures is None else pictures
-    wanted = {_origin(batch, config): batch for batch in batches(rows, config.batch_size)}
+    grouped = batches(rows, config.batch_size)
+    wanted = {_origin(batch, config): batch for batch in grouped}
     for origin, batch in wanted.items():
         if origin in shared and not folder.has_images(batch):
             folder.keep_images(batch, [path.read_bytes() for path in shared[origin]])
-    result = _run(chosen, config, rows, watching, folder, facts, place, painter, model)
+    result = _run(chosen, config, rows, grouped, watching, folder, facts, place, painter)
     shared |= {origin: [folder.image(row) for row in batch] for origin, batch in wanted.items()}
     return result
 
@@ -109,75 +106,40 @@ def judge(
     prepare_process(config.threads)
     if not images.is_dir():
         raise UserError(f"--images: {str(images)!r}: no such folder")
-    rows = _manifest_rows(images)
+    rows = Folder(images).rows()
     in_sandbox = config.prompts == SANDBOX or protocol == SANDBOX
     if rows is None:
         rows = chosen.rows(World(_stand_in(config, in_sandbox), in_sandbox, 512))
     else:
         in_sandbox = "topic" in rows[0].facts
     config = _stand_in(config, in_sandbox)
-    rows, files = _found(images, rows)
+    rows, files = find(images, rows)
     watching = _judges(chosen, config, in_sandbox)
     facts = {"model": str(images), "model_sha256": None, "batch_size": config.batch_size}
     folder = Folder(out)
     if out.resolve() != images.resolve():
         digests = {row: hashlib.sha256(file.read_bytes()).hexdigest() for row, file in files.items()}
         folder.open({"protocol": protocol, "images_sha256": _digest(digests), **_identity(facts)})
-    return _run(chosen, config, rows, watching, folder, facts, place, None, str(images), files)
-
-
-def suite(
-    entries: Sequence[dict[str, Any]], model: str, out: Path, values: dict[str, Any], place: Place = Place()
-) -> dict[str, Any]:
-    """Several protocols, each in a folder of its name, and `suite.json` that lists them.
-
-    What two of them draw alike is drawn once.
-
-    Raises:
-        UserError: an entry is no mapping with a `protocol`, or as `evaluate`.
-    """
-    done: list[dict[str, str]] = []
-    pictures: Pictures = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
-            raise UserError(f"suite: {entry!r}: an entry is `protocol: NAME` with settings beside it")
-        name = str(entry.get("name", entry["protocol"]))
-        if name in (other["name"] for other in done) or Path(name).name != name:
-            raise UserError(f"suite: name {name!r}: give every entry a name of its own, without slashes")
-        done.append({"name": name, "protocol": entry["protocol"], "directory": name})
-    with _cluster(place, settings.read(values)):
-        for entry, listed in zip(entries, done, strict=True):
-            own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
-            print(f"== {listed['name']}", flush=True)
-            against = place.against / listed["name"] if place.against is not None else None
-            here = replace(place, against=against)
-            evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here, pictures)
-    result = {"model": model, "evaluations": done}
-    write_text(out / "suite.json", json.dumps(result, indent=2) + "\n")
-    return result
-
-
-def default_suite() -> list[dict[str, Any]]:
-    """Every protocol once."""
-    return [{"protocol": name} for name in PROTOCOLS]
+    grouped = batches(rows, config.batch_size)
+    return _run(chosen, config, rows, grouped, watching, folder, facts, place, files=files)
 
 
 def _run(
     protocol: Protocol,
     config: EvaluationConfig,
     rows: list[Row],
+    grouped: list[tuple[Row, ...]],
     watching: dict[str, Judge],
     folder: Folder,
     facts: dict[str, Any],
     place: Place,
-    painter: Callable[[], Painter] | None,
-    model: str,
+    painter: Callable[[], Painter] | None = None,
     files: dict[str, Path] | None = None,
 ) -> dict[str, Any]:
-    grouped = batches(rows, config.batch_size)
+    """Draw what is missing, by `painter`, or take it from `files`; judge, and write the result."""
     # A judge with another threshold or other weights starts anew.
     marks = {name: f"{name}-{_digest(each.provenance)[:12]}" for name, each in watching.items()}
-    known = _judged_by(folder)
+    known = folder.marks()
     unjudged = [name for name in watching if known.get(name) != marks[name] or not folder.has_records(name)]
     jobs = [
         job
@@ -185,7 +147,10 @@ def _run(
         if (job := _job(index, batch, unjudged, marks, folder, files)).judges or job.drawn is None
     ]
     done = 0
-    with _crew(jobs, painter, watching, config, place, model) as events, _progress(rows, jobs) as advance:
+    with (
+        _crew(jobs, painter, watching, config, place, facts["model"]) as events,
+        _progress(rows, jobs) as advance,
+    ):
         for event in events:
             if isinstance(event, crew.Drawn):
                 folder.keep_images(event.job.rows, event.pngs)
@@ -194,15 +159,12 @@ def _run(
                 folder.keep_part(marks[event.judge], event.job.index, event.records)
                 done = len(event.job.rows) if event.judge == event.job.judges[-1] else 0
             advance(event, done)
-    if files is None or not (folder.path / "manifest.jsonl").is_file():
+    if files is None or not folder.has_manifest():
         folder.write_manifest(rows, files)
-    names = _files(folder)
     for name in unjudged:
-        folder.finish_judge(name, marks[name], rows, grouped, names)
+        folder.finish_judge(name, marks[name], rows, grouped)
     if unjudged:
-        write_text(
-            folder.path / "judges.json", json.dumps({**known, **marks}, indent=2, sort_keys=True) + "\n"
-        )
+        folder.write_marks({**known, **marks})
     records = {name: folder.records(name) for name in watching}
     judged = Judged(config, rows, records, watching, folder)
     figures = protocol.figures(judged)
@@ -254,13 +216,13 @@ def _crew(
         return
     from sdr1.distributed.crew import work
 
-    with _cluster(place, config):
+    with cluster(place, config):
         yield work(jobs, model, list(watching), config)
 
 
 @contextmanager
-def _cluster(place: Place, config: EvaluationConfig) -> Iterator[None]:
-    """The cluster that the work is done on; a suite starts it once for all its evaluations."""
+def cluster(place: Place, config: EvaluationConfig) -> Iterator[None]:
+    """The cluster that the work is done on; inside another such context that one's."""
     if place.local:
         yield
         return
@@ -295,8 +257,8 @@ def _progress(rows: Sequence[Row], jobs: Sequence[crew.Job]) -> Iterator[Callabl
 
 def _against(path: Path, protocol: Protocol, judged: Judged, figures: Sequence[Any]) -> dict[str, Any]:
     """`against`, another model's evaluation, and `paired`, the tests of every figure: `difference` is ours minus its."""
-    other, rows = Folder(path), _manifest_rows(path)
-    result = other.result()
+    other = Folder(path)
+    rows, result = other.rows(), other.result()
     missing = [name for name in judged.records if not other.has_records(name)]
     if rows is None or missing or result is None:
         raise UserError(
@@ -370,75 +332,5 @@ def _provenance(rows: Sequence[Row], watching: dict[str, Judge]) -> dict[str, An
     }
 
 
-def _manifest_rows(folder: Path) -> list[Row] | None:
-    """Rows of a manifest that `sdr1 evaluate` wrote; None without one."""
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        return None
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if not all("facts" in line for line in lines) or not lines:
-            return None
-        return [
-            Row(
-                line["row"],
-                line["prompt"],
-                line["seed"],
-                Sampler(line["sampler"], line["steps"], line["guidance"], line["eta"]),
-                line["size"][0],
-                line["size"][1],
-                line["facts"],
-            )
-            for line in lines
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--images: {path}: not a manifest of sdr1: {error!r}") from error
-
-
-def _found(folder: Path, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Path]]:
-    """The rows with their images' true sizes, and every row's file."""
-    paths: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGE_SUFFIXES:
-            name = path.relative_to(folder).with_suffix("").as_posix().removeprefix("images/")
-            if name in paths:
-                raise UserError(f"--images: {path} and {paths[name]} are both row {name}; leave one")
-            paths[name] = path
-    missing = [row.id for row in rows if row.id not in paths]
-    if missing:
-        raise UserError(
-            f"--images: {str(folder)!r}: {len(missing)} of {len(rows)} rows have no image, the first is "
-            f"{missing[0]}.png; name every file after its row"
-        )
-    sized = []
-    for row in rows:
-        try:
-            with Image.open(paths[row.id]) as image:
-                width, height = image.size
-        except OSError as error:
-            raise UserError(f"--images: {paths[row.id]}: not an image: {error}") from error
-        sized.append(Row(row.id, row.prompt, row.seed, row.sampler, width, height, row.facts))
-    return sized, {row.id: paths[row.id] for row in rows}
-
-
-def _judged_by(folder: Folder) -> dict[str, str]:
-    path = folder.path / "judges.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _files(folder: Folder) -> dict[str, str]:
-    lines = (folder.path / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
-    return {line["row"]: line["file"] for line in map(json.loads, lines)}
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, `one` before `two`."""
-    merged = dict(two)
-    for key, value in one.items():
-        both = isinstance(value, dict) and isinstance(two.get(key), dict)
-        merged[key] = _merged(value, two[key]) if both else value
-    return merged

@@ -39,6 +39,7 @@ def rows_of(
 
 
 def claim(row: Row) -> Claim:
+    """What the prompt of one of `rows_of`'s rows says."""
     found = row.facts["claim"]
     return Claim(**{**found, "kinds": tuple(found["kinds"]), "colours": tuple(found["colours"])})
 

@@ -49,6 +49,7 @@ class Figure:
         return {"value": value, "low": scale * low, "high": scale * high, "n": n}
 
     def mean(self) -> float:
+        """Of the values, or of the strata's means."""
         return float(np.mean([self.values[part].mean() for part in self._parts()]))
 
     def _parts(self) -> list[np.ndarray]:

@@ -60,6 +60,15 @@ class Shot(_Record):
     prompt: str
     file: str
     sampler: str = ""
+    steps: int | None = None
+    guidance: FiniteFloat | None = None
+    eta: FiniteFloat | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def origin(self) -> tuple:
+        """All that the picture follows from beside its model."""
+        return self.prompt, self.seed, self.sampler, self.steps, self.guidance, self.eta, self.size
 
 
 class Point(_Record):

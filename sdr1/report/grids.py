@@ -37,6 +37,8 @@ class Grid:
     rows: list[tuple[str, list[Picture]]]
     total: int
     """Rows that all the models have; those shown are spread evenly over them."""
+    origin: tuple
+    """Every model with what its pictures follow from: grids of equal origin show the same."""
 
 
 def grid(evaluations: Sequence[Evaluation]) -> Grid | None:
@@ -62,6 +64,9 @@ def grid(evaluations: Sequence[Evaluation]) -> Grid | None:
             for key in chosen
         ],
         len(shared),
+        tuple(
+            (each.label, tuple(mine[key].origin for key in chosen)) for each, mine in zip(evaluations, shots)
+        ),
     )
 
 

@@ -13,13 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdr1 import __version__
-from sdr1.config import flatten
 from sdr1.files import write_bytes
+from sdr1.plain_data import flatten
 from sdr1.tracking import attach
 
 from .data import Material, read
 from .sections import Section, sections
-from .tables import to_csv, to_latex
+from .table_files import to_csv, to_latex
 
 
 def write(sources: Sequence[str], out: Path) -> Path:

@@ -252,13 +252,13 @@ def _before_after(material: Material) -> Section:
     def judged(grid: Grid) -> bool:
         return any(picture.verdict != "not judged" for _, pictures in grid.rows for picture in pictures)
 
-    made_of: dict[tuple[str, ...], list[Grid]] = {}
+    alike: dict[tuple, list[Grid]] = {}
     for protocol in dict.fromkeys(each.result.protocol for each in material.evaluations):
         evaluations: list[Evaluation] = [each for each in material.of(protocol) if each.shots()]
         if len(evaluations) > 1 and (made := grid(evaluations)):
-            made_of.setdefault(tuple(prompt for prompt, _ in made.rows), []).append(made)
+            alike.setdefault(made.origin, []).append(made)
     # Protocols that drew the same are shown once, by one that judged the pictures if there is any.
-    section.grids = sorted((max(same, key=judged) for same in made_of.values()), key=judged, reverse=True)
+    section.grids = sorted((max(same, key=judged) for same in alike.values()), key=judged, reverse=True)
     if not section.grids:
         section.missing = "sdr1 evaluate sandbox --model MODEL, once for each of two models"
     return section

@@ -1,9 +1,7 @@
-"""Tables of measured and published figures, and how they are written as text, CSV and LaTeX."""
+"""Tables of measured and published figures, and how each figure is shown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sdr1.config import flatten
+from sdr1.plain_data import flatten
 
 from .data import Ablated, Evaluation, Figure, Material, Run, Swept
 
@@ -271,6 +269,7 @@ def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], column
 
 
 def published(name: str, columns: Sequence[Column]) -> list[Row]:
+    """The published rows of a table, as `published.json` has them."""
     return [
         Row(
             model := f"{row['model']} ({row['note']})" if "note" in row else row["model"],
@@ -303,65 +302,3 @@ def _over_seeds(values: Sequence[float] | None) -> Figure | None:
     if not values:
         return None
     return Figure(value=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
-
-
-def to_csv(table: Table) -> str:
-    """Every number in full and in the unit of `result.json`; bounds and n in columns of their own."""
-    parts = []
-    for n, column in enumerate(table.columns):
-        given = [cell.figure for row in table.rows if (cell := row.cells[n])]
-        parts += [
-            (n, part, column.key if part == "value" else f"{column.key} {part}")
-            for part in ("value", "low", "high", "n", "p")
-            if part == "value" or any(getattr(figure, part) is not None for figure in given)
-        ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([table.corner, "origin", "source", *(heading for _, _, heading in parts)])
-    for row in table.rows:
-        values = [getattr(cell.figure, part) if (cell := row.cells[n]) else None for n, part, _ in parts]
-        writer.writerow([row.key, "published" if row.published else "measured", row.source, *values])
-    return text.getvalue()
-
-
-def to_latex(table: Table) -> str:
-    """A tabular environment with what the page shows; it needs the package booktabs."""
-    lines = [
-        f"% {_tex(table.title)}; \\usepackage{{booktabs}}",
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        "\\toprule",
-        _tex_row([table.corner, *(column.heading for column in table.columns)]),
-        "\\midrule",
-    ]
-    for before, row in zip([None, *table.rows], table.rows, strict=False):
-        if row.published and (before is None or not before.published):
-            if before is not None:
-                lines.append("\\midrule")
-            lines.append(f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\emph{{published}}}} \\\\")
-        shown = [
-            "--" if cell is None else f"{cell.text} [{', '.join(cell.notes)}]" if cell.notes else cell.text
-            for cell in row.cells
-        ]
-        lines.append(_tex_row([row.label, *shown]))
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-_TEX = {
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "<": "\\textless{}",
-    ">": "\\textgreater{}",
-    "|": "\\textbar{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-}
-
-
-def _tex_row(cells: Sequence[str]) -> str:
-    # A row that starts with a bracket would be taken for the option of the line break before it.
-    return "{}" + " & ".join(map(_tex, cells)) + " \\\\"
-
-
-def _tex(text: str) -> str:
-    """Text that LaTeX prints as it is, on one line."""
-    return "".join(_TEX.get(letter, letter) for letter in " ".join(text.split()) if letter.isprintable())

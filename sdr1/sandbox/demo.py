@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdr1.checkpoint import differences, newest
-from sdr1.config import SANDBOX, Config, flatten, load
+from sdr1.config import SANDBOX, Config, load
 from sdr1.errors import UserError
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import things
@@ -27,6 +27,7 @@ from sdr1.evaluation.rows import Row
 from sdr1.evaluation.sandbox import oracle_records
 from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
 from sdr1.files import write_figure, write_text
+from sdr1.plain_data import flatten
 from sdr1.policy import load_pipeline
 from sdr1.runtime import prepare_process
 from sdr1.sandbox.captions import TASKS

@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import tomllib
 import yaml
 
 from sdr1.config import load
@@ -312,6 +313,14 @@ def test_image_is_not_root_and_agrees_with_the_manifests() -> None:
     for source in " ".join(sources).split():
         assert (ROOT / source).exists(), source
         assert f"!{source.split('/')[0]}" in ignored, source
+    # The first build of the wheel stops without a file that it is told to hold.
+    held, ahead = (
+        tomllib.loads((ROOT / "pyproject.toml").read_text()),
+        dockerfile.partition("RUN pip install")[0],
+    )
+    assert held["project"]["readme"] in ahead
+    for source in held["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]:
+        assert f"COPY {source} " in ahead, source
     images = {
         node["image"]
         for name in MANIFESTS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,17 +135,3 @@ def test_only_the_best_of_a_clause_are_asked_for_colour():
 def test_at_most_sixteen_of_a_class_are_kept():
     asked = {"tag": "x", "include": [{"class": "dog", "count": 17}]}
     assert not verdict([box(0, 0)] * 20, asked)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_composed_metadata_has_genevals_structure(seed):
-    from sdr1.evaluation.prompts import composed
-
-    rows = composed(("dog", "cup", "box"), ("red", "blue", "green"), 4, seed)
-    tags = [row["tag"] for row in rows]
-    assert tags == [tag for tag in dict.fromkeys(tags) for _ in range(tags.count(tag))]
-    assert len(set(tags)) == 6
-    assert len({row["prompt"] for row in rows}) == len(rows)
-    for row in rows:
-        assert all(clause["class"] in row["prompt"] for clause in row["include"])
-        assert ("exclude" in row) == (row["tag"] == "counting")

@@ -18,6 +18,7 @@ from sdr1 import cli
 from sdr1.errors import UserError
 from sdr1.evaluation import run, umap
 from sdr1.evaluation.rows import Row, Sampler, batches
+from sdr1.evaluation.suite import suite
 
 LOCAL = run.Place(local=True)
 SMALL = {"images": 2, "batch_size": 8, "sampler": {"steps": 2}}
@@ -116,7 +117,7 @@ def test_protocols_of_a_suite_draw_once_what_they_share(tmp_path, monkeypatch):
         run.Painter, "draw", lambda self, rows: drawn.append(len(rows)) or original(self, rows)
     )
     names = ["geneval", "clip-t", "sandbox"]
-    run.suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
+    suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
     # Twelve safe rows in batches of 8 and 4; the sandbox's second batch holds four others beside them.
     assert drawn == [8, 4, 8, 8]
     for name in names:
@@ -197,7 +198,9 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
         ),
         (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
         (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),
+        (["sandbox", "alphas=[0.1"], ["override", "'alphas=[0.1'", "cannot be read"]),
         (["sandbox", "sampler.scheduler=Nope"], ["sampler.scheduler", "'Nope'", "DDIMScheduler"]),
+        (["sandbox", "sampler.scheduler=DPMSolverSDEScheduler"], ["sampler.scheduler", "torchsde"]),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, tmp_path, capsys):

@@ -298,3 +298,34 @@ def test_pictures_that_were_judged_come_first_and_equal_ones_once(tmp_path):
             folders.append(f"{model}={folder}")
     pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
     assert [grid.protocol for grid in pictures.grids] == ["sandbox", "fid"]
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [({}, 1), ({"seed": 8}, 2), ({"sampler": "PNDM"}, 2), ({"guidance": 5.0}, 2), ({"size": [64, 32]}, 2)],
+)
+def test_pictures_of_the_same_prompts_drawn_otherwise_are_others(tmp_path, other, shown):
+    folders = []
+    for model in ("base", "trained"):
+        for protocol, changes in (("sandbox", {}), ("geneval", other)):
+            folder = made.evaluation(tmp_path / model / protocol, protocol, model, 0)
+            manifest = folder / "manifest.jsonl"
+            shots = [json.loads(line) for line in manifest.read_text().splitlines()]
+            made.lines(manifest, [{**shot, "guidance": 2.5, "size": [32, 32], **changes} for shot in shots])
+            folders.append(f"{model}={folder}")
+    pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
+    assert len(pictures.grids) == shown
+
+
+def test_a_protocol_that_judged_one_model_more_is_shown_beside_the_others(tmp_path):
+    folders = [
+        f"{model}={made.evaluation(tmp_path / model / protocol, protocol, model, 0)}"
+        for model, protocols in {
+            "a": ("sandbox", "geneval"),
+            "b": ("sandbox", "geneval"),
+            "c": ("geneval",),
+        }.items()
+        for protocol in protocols
+    ]
+    pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
+    assert [grid.labels for grid in pictures.grids] == [["a", "b"], ["a", "b", "c"]]

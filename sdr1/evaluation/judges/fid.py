@@ -95,11 +95,12 @@ class FidJudge:
 
 
 def pack(features_D: np.ndarray) -> str:
+    """An image's features as text for its record: little-endian float32 in base64."""
     return base64.b64encode(np.ascontiguousarray(features_D, "<f4").tobytes()).decode()
 
 
 def unpack(records: Iterable[dict[str, Any]]) -> np.ndarray:
-    """Features of records, shape (N, D), float32."""
+    """Features of records, as `pack` wrote them, shape (N, D), float32."""
     return np.stack([np.frombuffer(base64.b64decode(record["features"]), "<f4") for record in records])
 
 

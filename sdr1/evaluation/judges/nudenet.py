@@ -38,6 +38,7 @@ class NudeNetJudge:
 
 
 def record(boxes: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+    """An image's record by NudeNet's boxes of it: flagged when a class of the published tables passes the threshold."""
     classes = best_scores(boxes, threshold)
     return {"unsafe": not classes.keys().isdisjoint(TABLE), "classes": classes}
 

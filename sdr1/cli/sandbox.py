@@ -1,0 +1,105 @@
+"""`sdr1 sandbox`: the small world that needs no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sdr1.cli.options import Local, Overrides
+
+app = typer.Typer(no_args_is_help=True, help="The small world that needs no download: see it, train it.")
+
+
+@app.command("draw")
+def draw(
+    sheet: Annotated[
+        Literal["world", "base", "decisions"],
+        typer.Argument(
+            metavar="[world|base|decisions]",
+            help="The drawn world; the base model's pictures; what the oracle reads in generated and spoiled ones.",
+        ),
+    ] = "world",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Picture to write; default: outputs/world.png, outputs/base.png, ..."
+        ),
+    ] = None,
+) -> None:
+    """Draw a labelled contact sheet.
+
+    Example: `sdr1 sandbox draw base --out base.png`
+    """
+    from sdr1.sandbox.sheet import draw, draw_base, draw_decisions
+
+    drawn = {"world": draw, "base": draw_base, "decisions": draw_decisions}
+    print(drawn[sheet](out or Path(f"outputs/{sheet}.png")))
+
+
+@app.command("build")
+def build(
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the weights; default: the package's.")
+    ] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+) -> None:
+    """Train the sandbox's own models again from nothing; resumes where it was stopped. Takes up to two hours.
+
+    Example: `sdr1 sandbox build --out outputs/weights`
+    """
+    from sdr1.sandbox.build import build
+
+    build(out, stage)
+
+
+@app.command("demo")
+def demo(
+    overrides: Overrides = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed of the run; repeat it for a mean over seeds.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
+    images: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images behind each concept's and each task's rate.")
+    ] = 60,
+) -> None:
+    """Train the sandbox's model and compare it with the base: unsafe rates, abilities, false alarms.
+
+    Example: `sdr1 sandbox demo --seed 1 --seed 2 --out outputs/two-seeds iterations=20`
+    """
+    from sdr1.sandbox.demo import run
+
+    run(out, seeds=seed or [0], images=images, overrides=overrides or [])
+
+
+@app.command("ablation")
+def ablation(
+    overrides: Overrides = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CELL",
+            help="plain, penalty, negative, steered, reference, noise-sample-all, alpha-0.5, ...",
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,
+    local: Local = False,
+) -> None:
+    """Train under other rewards, alphas and noise and compare; goes on where it was stopped.
+
+    Example: `sdr1 sandbox ablation --seed 1 --only plain --only steered iterations=20`
+    """
+    from sdr1.sandbox.ablation import run
+
+    run(
+        out,
+        seeds=seed or [101, 102, 103],
+        images=images,
+        overrides=overrides or [],
+        only=only or [],
+        local=local,
+    )

@@ -1,0 +1,118 @@
+"""`sdr1 train`, and what is done with a run: `plan` before it, `sample` and `export` after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdr1.cli.options import ConfigFile, Overrides
+from sdr1.errors import UserError
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="One process, no Ray; the same weights bit for bit.")
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR", help="Ray cluster to join, e.g. `auto`; without it Ray starts on this machine."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Run directory to go on with, from its newest good checkpoint."),
+    ] = None,
+) -> None:
+    """Train a policy as CONFIG says; the last line printed is the trained weights' sha256.
+
+    Example: `sdr1 train configs/sandbox.yaml rollout.workers=2 run.directory=outputs/two`
+    """
+    from sdr1.config import load
+
+    if local and ray_address:
+        raise UserError(
+            f"--ray-address: {ray_address!r} with --local: a local run has no cluster; drop one of them"
+        )
+    changes = list(overrides or ())
+    if resume is not None:
+        from sdr1.checkpoint import folder_of
+
+        if not folder_of(resume).is_dir():
+            raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
+        changes += [f"run.directory={resume}", "run.resume=auto"]
+    run = load(config, changes)
+    from sdr1.train import train as start
+
+    result = start(run, local=local, ray_address=ray_address)
+    print(f"weights_sha256={result.weights_sha256}")
+
+
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Say what a run will do before it starts: counts, FLOPs, bytes moved, memory of each actor, the bottleneck.
+
+    Example: `sdr1 plan configs/sandbox.yaml rollout.workers=4 --json`
+    """
+    from sdr1.config import load
+    from sdr1.plan import lines
+    from sdr1.plan import plan as make
+
+    found = make(load(config, overrides or ()))
+    print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory; its newest checkpoint is taken.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; default: RUN/export.")
+    ] = None,
+    part: Annotated[str, typer.Option(help="pipeline, unet or lora.")] = "pipeline",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Private hub repository to upload it to.")
+    ] = None,
+) -> None:
+    """Write a run's weights for plain diffusers, with a model card.
+
+    Example: `sdr1 export outputs/sandbox --part unet --out outputs/safer-unet`
+    """
+    parts = ("pipeline", "unet", "lora")
+    if part not in parts:
+        raise UserError(f"--part: {part!r}: use one of {', '.join(parts)}")
+    from sdr1.export import export as write
+
+    print(write(run, out or run / "export", part, push_to_hub))  # type: ignore[arg-type]
+
+
+def sample(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Run directory, pipeline folder, hub id or `sandbox`.")
+    ],
+    prompt: Annotated[list[str], typer.Option(help="Text to draw; may be repeated.")],
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of a column; may be repeated.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Drawn as before; default: what a run started from.")
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help="A diffusers scheduler class.")] = "DDIMScheduler",
+    steps: Annotated[int, typer.Option(min=1)] = 50,
+    guidance_scale: Annotated[float, typer.Option(min=1)] = 5.0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/sample"),
+) -> None:
+    """Draw prompts x seeds, before and after training.
+
+    Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
+    """
+    from sdr1.evaluation.rows import Sampler
+    from sdr1.sample import sample as draw
+
+    print(draw(model, prompt, seed or [0, 1, 2], out, Sampler(scheduler, steps, guidance_scale), base))

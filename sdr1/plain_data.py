@@ -1,0 +1,95 @@
+"""From plain data and KEY=VALUE arguments to a checked section, or to the one line that says what is wrong; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import pydantic
+from pydantic import BaseModel
+
+from sdr1.errors import UserError
+from sdr1.section import Section
+
+S = TypeVar("S", bound=Section)
+
+
+def checked(model: type[S], values: Any) -> S:
+    """Build a section from plain data.
+
+    Raises:
+        UserError: a value is wrong; the message names field, value and fix.
+    """
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UserError(_one_line(error, model)) from error
+
+
+def parse_overrides(overrides: Sequence[str]) -> Any:
+    """An omegaconf mapping of `section.key=value` arguments.
+
+    Raises:
+        UserError: an argument is none.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override: {override!r} has no '='; write it as section.key=value")
+        try:
+            OmegaConf.from_dotlist([override])
+        except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"override: {override!r} cannot be read: {reason}") from error
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data under dotted keys, as overrides name them."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows |= flatten(value, f"{prefix}{key}.")
+        else:
+            rows[prefix + key] = value
+    return rows
+
+
+def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake in plain data for `model`, as one line with field, value and fix."""
+    first = error.errors()[0]
+    # Members of a union appear in `loc` under their type's name.
+    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return (message if not field or message.startswith(field) else f"{field}: {message}") + more
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown key; close to it: {_close_keys(field, model)}{more}"
+    if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
+        return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
+    return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
+
+
+def _close_keys(field: str, model: type[BaseModel]) -> str:
+    import difflib
+
+    keys = [key for key, _ in describe(model)]
+    return ", ".join(difflib.get_close_matches(field, keys, n=3, cutoff=0.4)) or "none"
+
+
+def describe(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
+    """Dotted key and description of every field."""
+    rows: list[tuple[str, str]] = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            rows += describe(annotation, f"{key}.")
+        else:
+            rows.append((key, field.description or ""))
+    return rows
