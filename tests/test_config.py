@@ -110,6 +110,16 @@ BAD = [
         ["policy", "noise_window", "[3, 3)", "at least one"],
     ),
     ("override without =", "", ["seed"], ["override", "'seed'", "section.key=value"]),
+    (
+        "bounds crossed",
+        "rollout: {workers: {min: 3, max: 2}}",
+        [],
+        ["rollout.workers", "min 3", "min <= max"],
+    ),
+    ("no upper bound", "rollout: {workers: {min: 1}}", [], ["rollout.workers.max", "required"]),
+    ("misspelt bound", "", ["reward.workers.mx=2"], ["reward.workers.", "reward.workers"]),
+    ("no workers", "rollout: {workers: 0}", [], ["rollout.workers", "0", "1"]),
+    ("odd workers", "rollout: {workers: many}", [], ["rollout.workers", "'many'", "integer"]),
     ("file is a list", "- 1", [], ["CONFIG"]),
     ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
 ]
