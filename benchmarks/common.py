@@ -41,4 +41,4 @@ def report(name: str, over: str, pairs: list[tuple[float, float]], **more: Any) 
         **more,
     }
     write_text(Path("outputs/bench") / f"{name}.json", json.dumps(result, indent=2) + "\n")
-    print(f"{name}: {ratio:.2f} ({over})")
+    print(f"{name}: {ratio:.3g} ({over})")

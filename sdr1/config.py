@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, field_validator, model_validator
+from pydantic import Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
 from sdr1.errors import UserError
 from sdr1.plain_data import checked, parse_overrides
@@ -188,7 +188,11 @@ class Elastic(Section):
         return self
 
 
-Workers = Annotated[int, Field(ge=1)] | Elastic
+# A plain union would answer a mistake in {min, max} with "should be an integer".
+Workers = Annotated[
+    Annotated[int, Field(ge=1), Tag("int")] | Annotated[Elastic, Tag("Elastic")],
+    Discriminator(lambda value: "Elastic" if isinstance(value, dict | Elastic) else "int"),
+]
 
 
 def bounds(workers: int | Elastic) -> Elastic:

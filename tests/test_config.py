@@ -112,6 +112,16 @@ BAD = [
     ),
     ("override without =", "", ["seed"], ["override", "'seed'", "section.key=value"]),
     ("override that is no YAML", "", ["seed=1", "learner.betas=[0.9"], ["override: 'learner.betas=[0.9'"]),
+    (
+        "bounds crossed",
+        "rollout: {workers: {min: 3, max: 2}}",
+        [],
+        ["rollout.workers", "min 3", "min <= max"],
+    ),
+    ("no upper bound", "rollout: {workers: {min: 1}}", [], ["rollout.workers.max", "required"]),
+    ("misspelt bound", "", ["reward.workers.mx=2"], ["reward.workers.", "reward.workers"]),
+    ("no workers", "rollout: {workers: 0}", [], ["rollout.workers", "0", "1"]),
+    ("odd workers", "rollout: {workers: many}", [], ["rollout.workers", "'many'", "integer"]),
     ("file is a list", "- 1", [], ["CONFIG"]),
     ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
 ]

@@ -53,9 +53,12 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
     class Learner(Stub):
         updates = 0
 
+        def __init__(self, config, _state):
+            self._ratio_gap = (0.0,) * len(config.policy.window)
+
         def accumulate(self, task, trajectory, scores):
             time.sleep(learner_seconds)
-            return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, (0.0,), learner_seconds)
+            return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, self._ratio_gap, learner_seconds)
 
         def step(self):
             self.updates += 1
@@ -102,8 +105,6 @@ def config_of(workers: int, staleness: int, groups: int, seed: int = 0) -> Confi
             "seed": seed,
             # With staleness the first iteration fills the pipeline.
             "iterations": 1 + staleness,
-            # One trained step, as the stub learner reports.
-            "policy": {"steps": 2},
             "prompts": {"per_iteration": groups},
             "rollout": {"workers": workers, "max_staleness": staleness, "group_size": 2},
         }

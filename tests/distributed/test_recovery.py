@@ -65,6 +65,7 @@ def roles_of(rollout: type | None = None) -> Roles:
 
     class Learner(base.learner):
         def __init__(self, config, state):
+            super().__init__(config, state)
             self.order = list(state.variances["order"]) if state else []
 
         def accumulate(self, task, trajectory, scores):
@@ -101,7 +102,6 @@ def config_of(
 ):
     return validate(
         {
-            "policy": {"steps": 2},
             "iterations": iterations,
             "run": {"directory": str(tmp_path), "task_timeout": task_timeout},
             "prompts": {"per_iteration": GROUPS},
