@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from sdr1.config import Config, flatten
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import sync, write_text
+from sdr1.files import file_sha256, sync, write_text
 from sdr1.loop import Executor
 from sdr1.runtime import raise_if_stopped
 from sdr1.types import GroupTask, LearnerState
@@ -65,13 +65,13 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
             "iteration": state.iteration,
             "updates": state.updates,
             "variances": state.variances,
-            "tensors_sha256": _sha256(draft / TENSORS),
+            "tensors_sha256": file_sha256(draft / TENSORS),
             "metrics": metrics,
             "tracker_run": _tracker_run(run),
             "config": config.model_dump(mode="json"),
             "versions": _versions(),
         }
-        write_text(draft / FACTS, json.dumps(facts, indent=2) + "\n")
+        write_text(draft / FACTS, json.dumps(facts | {"facts_sha256": _digest(facts)}, indent=2) + "\n")
         sync(draft / TENSORS)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -90,7 +90,9 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if _sha256(folder / TENSORS) != facts["tensors_sha256"]:
+        if facts.pop("facts_sha256") != _digest(facts):
+            raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
+        if file_sha256(folder / TENSORS) != facts["tensors_sha256"]:
             raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
         state = LearnerState(
             iteration=int(facts["iteration"]),
@@ -190,6 +192,7 @@ _HARMLESS = (
     "tracking.",
     "run.task_timeout",
     "run.start_timeout",
+    "run.placement",
 )
 
 
@@ -316,10 +319,5 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(file.read()).hexdigest())
-        )
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -70,7 +70,8 @@ def train(
 
         if not folder_of(resume).is_dir():
             raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
-        changes += [f"run.directory={resume}", "run.resume=auto"]
+        # Quoted: a folder called 2024 is no number.
+        changes += [f"run.directory={json.dumps(str(resume))}", "run.resume=auto"]
     run = load(config, changes)
     from sdr1.train import train as start
 
@@ -429,10 +430,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, 2)
     except TrainingError as error:
         return _fail(error, 1)
-    except Terminated:
-        print(
-            "stopped by SIGTERM; the newest checkpoint is on disk: go on with --resume RUN", file=sys.stderr
-        )
+    except Terminated as stop:
+        print(f"stopped by SIGTERM; {stop}", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         return 130
