@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -72,7 +73,7 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
             "config": config.model_dump(mode="json"),
             "versions": _versions(),
         }
-        write_text(draft / FACTS, json.dumps(facts, indent=2) + "\n")
+        write_text(draft / FACTS, json.dumps(facts | {"facts_sha256": _digest(facts)}, indent=2) + "\n")
         sync(draft / TENSORS)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
@@ -91,6 +92,8 @@ def load(folder: Path) -> Checkpoint:
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if facts.pop("facts_sha256") != _digest(facts):
+            raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
         if file_sha256(folder / TENSORS) != facts["tensors_sha256"]:
             raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
         state = LearnerState(
@@ -191,6 +194,7 @@ _HARMLESS = (
     "tracking.",
     "run.task_timeout",
     "run.start_timeout",
+    "run.placement",
 )
 
 
@@ -315,3 +319,7 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -34,8 +34,8 @@ class RunConfig(Section):
     start_timeout: FiniteFloat = Field(
         900.0,
         gt=0,
-        description="The same for a worker's first call, which also waits for resources, imports libraries and reads "
-        "models.",
+        description="The same for a worker's start, from when the cluster has room for it: it imports libraries and "
+        "reads models. Waiting for room has no end. A worker that freezes while it starts is missed for so long.",
     )
     placement: Literal["separate", "shared"] = Field(
         "separate",

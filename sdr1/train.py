@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     Raises:
         UserError: something in the config cannot work here; nothing was written.
         TrainingError: training had to stop, or the disk is full.
-        Terminated: SIGTERM; the newest checkpoint is on disk.
+        Terminated: SIGTERM; the newest checkpoint, if there is one, is on disk.
     """
     if local and config.learner.ranks > 1:
         raise UserError(
@@ -58,7 +59,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
     for line in stream.describe() + cut:
         print(line, flush=True)
     begin = time.perf_counter()
-    config.run.directory.mkdir(parents=True, exist_ok=True)
+    _make(config.run.directory)
     with ExitStack() as stack:
         stack.enter_context(full_disk_explained(config.run.directory))
         journal = stack.enter_context(Journal(config))
@@ -66,7 +67,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         progress = stack.enter_context(Progress(config, start))
         evaluator = _evaluator(config, journal, stack)
         with _executor(config, local, ray_address, state) as executor, Checkpointer(config) as checkpointer:
-            with _sigterm(checkpointer):
+            with _sigterm(config.run.directory, checkpointer):
                 # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
                 observers: list[Observer] = [*evaluator, journal, progress, *tracker, checkpointer]
                 weights = loop.run(config, stream, executor, observers, start)
@@ -85,6 +86,17 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         for each in tracker:
             each.finish(result.model, summary)
     return result
+
+
+def _make(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"run.directory: {run}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
 
 
 def unfinished(run: Path) -> bool:
@@ -124,7 +136,7 @@ def _starting_point(config: Config) -> LearnerState | None:
 
 
 @contextmanager
-def _sigterm(checkpointer: Checkpointer) -> Iterator[None]:
+def _sigterm(run: Path, checkpointer: Checkpointer) -> Iterator[None]:
     """Turn SIGTERM into `Terminated`, after the newest snapshot is on disk; Ray grants a job 3 s for it by default."""
 
     # Installed after ray.init, which sets its own; only a main thread can.
@@ -136,7 +148,9 @@ def _sigterm(checkpointer: Checkpointer) -> Iterator[None]:
         yield
     except Terminated:
         checkpointer.flush(timeout=2.0)
-        raise
+        if not folder_of(run).exists():
+            raise Terminated("no iteration was saved yet: start again") from None
+        raise Terminated(f"the newest checkpoint is on disk: go on with --resume {run}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
         stop_requested.clear()

@@ -14,7 +14,7 @@ import torch
 
 from sdr1 import cli
 from sdr1.config import Config, load
-from sdr1.errors import TrainingError, UserError
+from sdr1.errors import Terminated, TrainingError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMOKE = str(CONFIGS / "sandbox-smoke.yaml")
@@ -99,6 +99,17 @@ def test_train_passes_the_config_and_ends_with_the_checksum(
     assert train_stub.calls[1] == (load(SMOKE), False, "auto")
 
 
+def test_a_run_to_resume_may_be_called_like_a_number(
+    train_stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = Path(SMOKE).resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024" / "checkpoints").mkdir(parents=True)
+    assert cli.main(["train", str(smoke), "--resume", "2024"]) == 0
+    ((config, *_),) = train_stub.calls
+    assert (config.run.directory, config.run.resume) == (Path("2024"), "auto")
+
+
 def test_local_run_with_a_cluster_address_is_a_contradiction(
     train_stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +124,7 @@ def test_local_run_with_a_cluster_address_is_a_contradiction(
         (UserError("seed: -1: must be\n  0 or more"), 2, "error: seed: -1: must be 0 or more"),
         (TrainingError("loss is NaN in group 3"), 1, "error: loss is NaN in group 3"),
         (KeyboardInterrupt(), 130, None),
+        (Terminated("go on with --resume RUN"), 143, "stopped by SIGTERM; go on with --resume RUN"),
     ],
 )
 def test_errors_become_one_line_and_an_exit_code(
@@ -169,6 +181,10 @@ BAD = {
     "unknown label": (
         ["prompts.path={tmp}/odd.jsonl"],
         ["prompts.path", "odd.jsonl", "line 1", "'naughty'", "unsafe"],
+    ),
+    "run directory is a file": (
+        ["run.directory={tmp}/plain.txt"],
+        ["run.directory", "plain.txt", "cannot be written", "choose"],
     ),
     "missing reward model": (["reward.model=local-dir:none"], ["reward.model", "none"]),
 }

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -18,9 +19,10 @@ from safetensors import SafetensorError
 
 from sdr1 import checkpoint
 from sdr1.config import validate
-from sdr1.errors import TrainingError, UserError
+from sdr1.errors import Terminated, TrainingError, UserError
 from sdr1.learner import Learner
-from sdr1.train import train
+from sdr1.runtime import raise_if_stopped
+from sdr1.train import _sigterm, train
 
 
 def resumed(config, **changes):
@@ -93,13 +95,15 @@ def damage(folder, how):
         held = {name: tensor.copy() for name, tensor in safetensors.numpy.load_file(tensors).items()}
         next(iter(held.values())).view(np.uint8)[0] ^= 1
         safetensors.numpy.save_file(held, tensors)
+    elif how == "edited":
+        facts.write_text(facts.read_text().replace('"updates": 2', '"updates": 3'))
     elif how == "foreign":
         facts.write_text('{"epoch": 3}')
     else:
         facts.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "tampered", "foreign", "incomplete"])
+@pytest.mark.parametrize("how", ["truncated", "tampered", "edited", "foreign", "incomplete"])
 def test_a_bad_checkpoint_is_refused_and_the_one_before_used(small, tmp_path, how, caplog):
     config = small(2)
     whole = train(config, local=True)
@@ -204,6 +208,16 @@ def test_learner_state_restores_every_bit(small):
     assert np.array_equal(other.weights(0).buffer, state.tensors["weights/0"])
 
 
+def test_sigterm_before_the_first_checkpoint_promises_none(tmp_path):
+    def stop():
+        with _sigterm(tmp_path, SimpleNamespace(flush=lambda timeout: True)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise_if_stopped()
+
+    with pytest.raises(Terminated, match="no iteration was saved yet"):
+        stop()
+
+
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(small, tmp_path):
     config = small(200)
     path = tmp_path / "config.yaml"
@@ -218,5 +232,5 @@ def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(small, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert "--resume" in error
+    assert f"the newest checkpoint is on disk: go on with --resume {tmp_path / 'run'}" in error
     assert checkpoint.newest(tmp_path / "run").state.iteration >= 2

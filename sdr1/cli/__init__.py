@@ -36,10 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error, 2)
     except TrainingError as error:
         return _fail(error, 1)
-    except Terminated:
-        print(
-            "stopped by SIGTERM; the newest checkpoint is on disk: go on with --resume RUN", file=sys.stderr
-        )
+    except Terminated as stop:
+        print(f"stopped by SIGTERM; {stop}", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
         return 130

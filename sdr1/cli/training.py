@@ -45,7 +45,8 @@ def train(
 
         if not folder_of(resume).is_dir():
             raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
-        changes += [f"run.directory={resume}", "run.resume=auto"]
+        # Quoted: a folder called 2024 is no number.
+        changes += [f"run.directory={json.dumps(str(resume))}", "run.resume=auto"]
     run = load(config, changes)
     from sdr1.train import train as start
 

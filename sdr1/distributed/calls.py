@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
+from sdr1.distributed.placement import has_process
 from sdr1.errors import LearnerLost
 from sdr1.runtime import raise_if_stopped
 
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
+_LOOKS = 10
+"""Looks, within a start timeout, at whether an actor still waits for its place."""
 
 
 class Stalled(ray.exceptions.RayError):
     """A worker did not answer before its deadline: frozen, wedged, or cut off."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
     done: Callable[[Any], None]
     lost: Callable[[Exception], None]
-    deadline: float
     timeout: float
+    deadline: float
+    unplaced: Sequence[Any]
+    """Actors whose place it waits for, as far as is known; its time begins when they have it."""
 
 
 class Calls:
@@ -42,14 +47,16 @@ class Calls:
         done: Callable[[Any], None],
         lost: Callable[[Exception], None],
         *,
-        starting: bool = False,
+        starting: Sequence[Any] = (),
     ) -> None:
         """Watch a small result; `lost` takes Ray's error, or `Stalled` after the timeout.
 
-        `starting` grants a worker's first answer the time to import libraries and read weights.
+        `starting` are actors of which this is the first answer: it has the start timeout to import libraries and read
+        weights, counted from when all of them have a process. Waiting for resources before that has no end.
         """
         timeout = self._start_timeout if starting else self._timeout
-        self._calls[ref] = _Call(done, lost, time.monotonic() + timeout, timeout)
+        first = timeout / _LOOKS if starting else timeout
+        self._calls[ref] = _Call(done, lost, timeout, time.monotonic() + first, starting)
 
     def wait(self) -> None:
         """Act on the calls that have ended; returns at the latest after a tick.
@@ -68,9 +75,14 @@ class Calls:
             else:
                 call.done(value)
         now = time.monotonic()
-        for ref in [ref for ref, call in self._calls.items() if call.deadline < now]:
-            call = self._calls.pop(ref)
-            call.lost(Stalled(f"no answer for {call.timeout:.0f} s"))
+        for ref, call in [each for each in self._calls.items() if each[1].deadline < now]:
+            if not call.unplaced:
+                del self._calls[ref]
+                call.lost(Stalled(f"no answer for {call.timeout:.0f} s"))
+            elif all(has_process(actor) for actor in call.unplaced):
+                call.unplaced, call.deadline = (), now + call.timeout
+            else:
+                call.deadline = now + call.timeout / _LOOKS
 
 
 def get(ref: ObjectRef) -> Any:

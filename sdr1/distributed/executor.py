@@ -20,7 +20,7 @@ from ray import ObjectRef
 from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.distributed.calls import Calls, Stalled, first_line, get, is_lost_object
+from sdr1.distributed.calls import Calls, first_line, get, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.gang import Gang
 from sdr1.distributed.placement import Placement, Waiting
@@ -221,7 +221,7 @@ class RayExecutor:
                 ref,
                 partial(answered, ref),
                 lambda error: ended.append(([], error)),
-                starting=not self._learner_started,
+                starting=() if self._learner_started else self._learner.actors,
             )
         return ended
 
@@ -241,17 +241,15 @@ class RayExecutor:
         # Of several ranks one may have got the argument that another could not.
         if is_lost_object(error) and self._config.learner.ranks == 1:
             raise error
-        # A learner that has not started may just wait for resources, which is said meanwhile and is no death.
-        waits = isinstance(error, Stalled) and not self._learner_started
-        raise self._learner_lost(first_line(error), deaths=0 if waits else 1) from error
+        raise self._learner_lost(first_line(error)) from error
 
-    def _learner_lost(self, reason: str, deaths: int = 1) -> LearnerLost:
+    def _learner_lost(self, reason: str) -> LearnerLost:
         """The error to raise, as long as there is hope.
 
         Raises:
             TrainingError: it was lost again and again without one update between.
         """
-        self._learner_deaths += deaths
+        self._learner_deaths += 1
         if self._learner_deaths > MAX_LEARNER_DEATHS:
             raise TrainingError(
                 f"the learner was lost {self._learner_deaths} times in a row without one update; the last: {reason}"

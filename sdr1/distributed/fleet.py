@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from sdr1.config import Elastic
-from sdr1.distributed.calls import Calls, Stalled, first_line
+from sdr1.distributed.calls import Calls, first_line
 from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import TrainingError
 
@@ -77,10 +77,6 @@ class Fleet:
         self._ask_idle()
         if worker.leaving:
             return
-        if worker.node is None and isinstance(error, Stalled):
-            # It waits for resources, or hangs in its start: nobody can tell, and asking again is right for both.
-            self._start()
-            return
         self._deaths += not worker.proven
         reason = first_line(error)
         _log.warning("one of the %s was lost (%s); it is replaced", self.name, reason)
@@ -116,9 +112,9 @@ class Fleet:
     def _start(self) -> None:
         worker = Worker(self._place())
         self._workers.add(worker)
-        self._ask(worker, starting=True)
+        self._ask(worker, starting=(worker.actor,))
 
-    def _ask(self, worker: Worker, *, starting: bool = False) -> None:
+    def _ask(self, worker: Worker, *, starting: Sequence[Any] = ()) -> None:
         """The worker idles once it has answered."""
 
         def answered(node: str) -> None:

@@ -33,6 +33,14 @@ class Placement:
         return options.remote(*self.arguments, *more)
 
 
+def has_process(actor: Any) -> bool:
+    """Whether the cluster had room for an actor: it starts, or has started. Ray shows it nowhere public."""
+    from ray._private import state
+
+    # Not `Pid`: when the node dies during the start Ray takes the address back, and only that.
+    return bool(state.actors(actor._actor_id.hex()).get("Address", {}).get("Port"))
+
+
 class Waiting:
     """Says, from time to time, what a role needs and what the cluster has, as long as too few are in service."""
 

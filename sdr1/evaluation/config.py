@@ -85,7 +85,8 @@ class EvaluationConfig(Section):
     start_timeout: FiniteFloat = Field(
         900.0,
         gt=0,
-        description="The same for a worker's start: it waits for resources, imports libraries and reads models.",
+        description="The same for a worker's start, from when the cluster has room for it: it imports libraries and "
+        "reads models.",
     )
     judges: tuple[str, ...] | None = Field(
         None, description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle."

@@ -39,7 +39,7 @@ ITERATIONS = 5
 COMMAND = [
     "train", "configs/sandbox-smoke.yaml", f"iterations={ITERATIONS}", "rollout.workers=2", "rollout.group_size=2",
     "prompts.per_iteration=4", "policy.steps=3", "policy.guidance_scale=1", "run.task_timeout=30",
-    "run.start_timeout=240", "run.resume=auto",
+    "run.start_timeout=90", "run.resume=auto",
 ]  # fmt: skip
 ACTORS = {"rollout": "RolloutActor", "reward": "RewardActor", "learner": "LearnerActor"}
 VICTIMS = (*ACTORS, "driver", "raylet")

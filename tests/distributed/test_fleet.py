@@ -16,15 +16,18 @@ from ray.core.generated import autoscaler_pb2
 from sdr1.config import Elastic
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet, _draining_nodes
-from sdr1.distributed.placement import Placement
+from sdr1.distributed.placement import Placement, has_process
 from sdr1.errors import TrainingError
 
 
-def stub(start_fails: bool = False, starts: Path | None = None) -> type:
+def stub(start_fails: bool = False, starts: Path | None = None, first_freezes: bool = False) -> type:
     """A worker class; local, so that Ray ships it by value."""
 
     class Stub:
         def __init__(self) -> None:
+            if first_freezes and not starts.exists():
+                starts.touch()
+                os.kill(os.getpid(), signal.SIGSTOP)
             if starts is not None:
                 with open(starts, "a") as file:
                     file.write(f"{time.time()}\n")
@@ -146,6 +149,23 @@ def test_waiting_says_what_is_missing(cluster, monkeypatch, caplog):
         in (caplog.messages[0])
     )
     assert "0 GPU, free" in caplog.messages[0]
+
+
+def test_a_worker_that_freezes_in_its_start_is_replaced_and_one_without_a_place_is_not(
+    cluster, tmp_path, caplog
+):
+    calls = Calls(1000.0, 20.0)
+    freezing = stub(starts=tmp_path / "starts", first_freezes=True)
+    fleet = Fleet("workers", Placement.on("cpu", 1, freezing), Elastic(min=1, max=1), calls, lambda: None)
+    (frozen,) = fleet._workers
+    waiting = ray.remote(num_cpus=1000)(stub()).remote()
+    until(lambda: len(fleet.idle) == 1, calls, fleet, 300)
+    assert fleet.idle[0] is not frozen
+    assert "one of the workers was lost (no answer for 20 s); it is replaced" in caplog.messages
+    assert has_process(fleet.idle[0].actor)
+    assert not has_process(waiting)
+    fleet.close()
+    ray.kill(waiting)
 
 
 def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):

@@ -17,7 +17,7 @@ class Calls:
     def __init__(self) -> None:
         self.waiting = {}
 
-    def add(self, ref, done, lost, *, starting=False):
+    def add(self, ref, done, lost, *, starting=()):
         self.waiting[ref] = done, lost
 
     def answer(self, worker, node="n"):
