@@ -12,6 +12,15 @@ from sdr1.errors import UserError
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_OLD_NAMES = (
+    (".query.", ".to_q."),
+    (".key.", ".to_k."),
+    (".value.", ".to_v."),
+    (".proj_attn.", ".to_out.0."),
+)
+"""Of the VAE's attention in Stable Diffusion 1.x's own files; the libraries' loaders rename them and `text_model.`."""
+_NOT_LOADED = ("embeddings.position_ids", "text_projection.weight")
+"""Tensors that a text encoder's file may hold and its model does without."""
 _SINGLE_FILES = ("v1", "v2")
 """Of diffusers' names for kinds of single-file checkpoints, those that are Stable Diffusion 1.x and 2.x."""
 
@@ -53,10 +62,11 @@ def check(config: PolicyConfig) -> Path:
     scheduler = _read(folder / "scheduler" / "scheduler_config.json", config, "no scheduler config")
     vae = _read(folder / "vae" / "config.json", config, "no VAE config")
     _check_shapes(unet, text, vae, scheduler, config)
+    _check_tokenizer(folder / "tokenizer", text, config)
     if path is not None and path.is_dir():
-        for part, stem in _WEIGHTS.items():
+        for part, described in (("text_encoder", text), ("unet", unet), ("vae", vae)):
             if part != "unet" or config.unet is None:
-                _check_weights(folder / part, stem, config)
+                _check_weights(folder / part, _WEIGHTS[part], described, config)
     if config.unet is not None:
         check_unet_file(config.unet, unet)
     return folder
@@ -100,23 +110,38 @@ def check_unet_file(path: Path, base: dict[str, Any]) -> None:
             raise UserError(
                 f"{where}: no config.json there; give a diffusers UNet folder or a .safetensors file"
             )
-        held = json.loads(own.read_text(encoding="utf-8"))
+        try:
+            held = json.loads(own.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{where}: config.json cannot be read ({error}); fetch it again") from error
         if held.get("cross_attention_dim") != base.get("cross_attention_dim"):
             raise UserError(
                 f"{where}: cross_attention_dim {held.get('cross_attention_dim')}, the base's text encoder needs "
                 f"{base.get('cross_attention_dim')}; give a UNet of the same family"
             )
         base, file = held, path / "diffusion_pytorch_model.safetensors"
-    weight_files.require_fit(weight_files.shapes(file, "policy.unet"), _unet_shapes(base), where, "this UNet")
+    found = weight_files.shapes(file, "policy.unet")
+    weight_files.require_fit(found, _described_shapes("unet", base), where, "this UNet")
 
 
-def _unet_shapes(config: dict[str, Any]) -> weight_files.Shapes:
+def _described_shapes(part: str, config: dict[str, Any]) -> weight_files.Shapes:
+    """Shape of every tensor of the part that its config.json describes."""
     import torch
-    from diffusers import UNet2DConditionModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    return {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+        if part == "text_encoder":
+            module = CLIPTextModel(CLIPTextConfig(**config.get("text_config", config)))
+        else:
+            module = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
+    return {_renamed(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _renamed(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = name.replace(old, new)
+    return name.removeprefix("text_model.")
 
 
 def _check_parts(index: dict[str, Any], folder: Path, config: PolicyConfig) -> None:
@@ -167,7 +192,24 @@ def _check_shapes(
         )
 
 
-def _check_weights(folder: Path, stem: str, config: PolicyConfig) -> None:
+def _check_tokenizer(folder: Path, text: dict[str, Any], config: PolicyConfig) -> None:
+    # Without its files transformers makes a tokenizer of no words, and none without a length cuts a prompt.
+    files = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
+        raise UserError(
+            f"{_where(config)}: tokenizer/ has no vocab.json and merges.txt; copy tokenizer/ from the model it was made "
+            "from"
+        )
+    length = _read(folder / "tokenizer_config.json", config, "no tokenizer config").get("model_max_length")
+    places = text.get("text_config", text).get("max_position_embeddings", 77)
+    if not isinstance(length, int) or length > places:
+        raise UserError(
+            f"{_where(config)}: tokenizer/tokenizer_config.json: model_max_length {length}: the text encoder reads at "
+            f"most {places} tokens; set it to {places}"
+        )
+
+
+def _check_weights(folder: Path, stem: str, described: dict[str, Any], config: PolicyConfig) -> None:
     variant = f".{config.variant}" if config.variant else ""
     found = sorted(
         {*folder.glob(f"{stem}{variant}.safetensors"), *folder.glob(f"{stem}{variant}-*-of-*.safetensors")}
@@ -177,17 +219,17 @@ def _check_weights(folder: Path, stem: str, config: PolicyConfig) -> None:
         reason = (
             f"only a pickle ({pickles[0].name}), which could execute code; save it again with safe_serialization=True"
             if pickles
-            else f"no {stem}{variant}.safetensors there; check policy.variant"
+            else f"no {stem}{variant}.safetensors there; fetch it, or check policy.variant"
         )
         raise UserError(f"{_where(config)}: {folder.name}/: {reason}")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in found:
-        shapes |= weight_files.shapes(file, "policy.model")
-    if folder.name == "unet":
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weight_files.require_fit(
-            shapes, _unet_shapes(described), f"{_where(config)}: unet/", "unet/config.json"
-        )
+        held = weight_files.shapes(file, "policy.model")
+        shapes |= {_renamed(name): shape for name, shape in held.items() if _renamed(name) not in _NOT_LOADED}
+    # Loaders leave what is missing as it was initialised: such a text encoder is noise, and the run goes on.
+    expected = _described_shapes(folder.name, described)
+    where = f"{_where(config)}: {folder.name}/"
+    weight_files.require_fit(shapes, expected, where, f"{folder.name}/config.json")
 
 
 def _single_file_configs(path: Path, config: PolicyConfig) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from sdr1 import pipeline_files, weight_files
 from sdr1.config import PolicyConfig
 from sdr1.errors import UserError
+from sdr1.policy import load
 from sdr1.sandbox import PIPELINE
 from tests import tiny
 
@@ -45,6 +47,28 @@ BAD = {
     "tokenizer not in the index": (
         lambda folder: tiny.edit(folder / "model_index.json", tokenizer=[None, None]),
         ["no tokenizer", "model_index.json"],
+    ),
+    "tokenizer without words": (
+        lambda folder: [file.unlink() for file in (folder / "tokenizer").glob("*.json")],
+        ["tokenizer/", "vocab.json and merges.txt", "copy"],
+    ),
+    "tokenizer without a length": (
+        lambda folder: tiny.edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=None),
+        ["model_max_length None", "set it to 16"],
+    ),
+    "tokenizer of longer texts": (
+        lambda folder: tiny.edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=77),
+        ["model_max_length 77", "at most 16 tokens"],
+    ),
+    "a text encoder's file of something else": (
+        lambda folder: safetensors.torch.save_file(
+            {"x": torch.zeros(1)}, folder / "text_encoder" / "model.safetensors"
+        ),
+        ["text_encoder/", "missing", "1 unexpected (x)"],
+    ),
+    "a VAE of another size": (
+        lambda folder: tiny.edit(folder / "vae" / "config.json", layers_per_block=2),
+        ["vae/", "missing"],
     ),
     "SDXL": (
         lambda folder: tiny.edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline"),
@@ -85,6 +109,32 @@ def refused(config: PolicyConfig, parts: list[str]) -> None:
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_the_older_names_of_stable_diffusions_own_files(tmp_path):
+    folder = tiny.pipeline(tmp_path / "new")
+    older = shutil.copytree(folder, tmp_path / "older")
+    rename(older / "text_encoder" / "model.safetensors", lambda name: f"text_model.{name}")
+    rename(
+        older / "vae" / "diffusion_pytorch_model.safetensors",
+        lambda name: (
+            name.replace(".to_q.", ".query.")
+            .replace(".to_k.", ".key.")
+            .replace(".to_v.", ".value.")
+            .replace(".to_out.0.", ".proj_attn.")
+        ),
+    )
+    new, old = (load(PolicyConfig(model=str(each))) for each in (folder, older))
+    for part in ("vae", "text_encoder"):
+        ours, theirs = getattr(new, part).state_dict(), getattr(old, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def rename(file: Path, name: Callable[[str], str]) -> None:
+    held = {name(old): tensor for old, tensor in safetensors.torch.load_file(file).items()}
+    if "text_model.embeddings.token_embedding.weight" in held:
+        held["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    safetensors.torch.save_file(held, file, metadata={"format": "pt"})
 
 
 def test_a_size_that_the_vae_cannot_make():
