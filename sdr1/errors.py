@@ -1,6 +1,8 @@
-"""The errors that sdr1 raises on purpose: a user's mistake, and a run that must stop."""
+"""The errors that sdr1 raises on purpose: a user's mistake, and a run that must stop; and how to quote others'."""
 
 from __future__ import annotations
+
+import textwrap
 
 
 class UserError(ValueError):
@@ -17,3 +19,8 @@ class Terminated(BaseException):
 
 class TrainingError(RuntimeError):
     """Training cannot go on without doing harm: a non-finite number, or a ratio that is not 1 before an update."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's error says, fit for the middle of a line: its first line, shortened between words."""
+    return textwrap.shorten((str(error).strip() or repr(error)).split("\n")[0], 160, placeholder=" ...")

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdr1 import weight_files
 from sdr1.config import SANDBOX, PolicyConfig
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -96,8 +96,9 @@ def tokenizer(config: PolicyConfig) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
-        reason = str(error).split("\n")[0][:160]
-        raise UserError(f"{_where(config)}: tokenizer/ does not load ({reason}); fetch it again") from error
+        raise UserError(
+            f"{_where(config)}: tokenizer/ does not load ({reason(error)}); fetch it again"
+        ) from error
 
 
 def check_unet_file(path: Path, base: dict[str, Any]) -> None:
@@ -216,12 +217,12 @@ def _check_weights(folder: Path, stem: str, described: dict[str, Any], config: P
     )
     if not found:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")]
-        reason = (
+        problem = (
             f"only a pickle ({pickles[0].name}), which could execute code; save it again with safe_serialization=True"
             if pickles
             else f"no {stem}{variant}.safetensors there; fetch it, or check policy.variant"
         )
-        raise UserError(f"{_where(config)}: {folder.name}/: {reason}")
+        raise UserError(f"{_where(config)}: {folder.name}/: {problem}")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in found:
         held = weight_files.shapes(file, "policy.model")
@@ -273,9 +274,8 @@ def _fetch_configs(where: str, name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt"]))
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0][:160]
         raise UserError(
-            f"{where}: neither a folder here nor a hub id that can be reached: {reason}; check the name, or download it "
+            f"{where}: neither a folder here nor a hub id that can be reached: {reason(error)}; check the name, or download it "
             "and give the folder"
         ) from error
 

@@ -14,7 +14,7 @@ import torch
 
 from sdr1 import pipeline_files, weight_files
 from sdr1.config import PolicyConfig
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 from sdr1.method import ddim
 from sdr1.types import GroupTask, Rollout, Trajectory
 from sdr1.weights import FlatParameters
@@ -60,9 +60,8 @@ def load(config: PolicyConfig) -> Any:
                 dtype=torch.float32,
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason}"
+            f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason(error)}"
         ) from error
     if config.unet is not None:
         _put_unet_over(pipeline, config.unet)

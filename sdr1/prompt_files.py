@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdr1.config import PromptSource
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 from sdr1.section import SANDBOX
 from sdr1.types import Label, Prompt
 
@@ -111,9 +111,8 @@ def _hub(path: str) -> list[Row]:
     try:
         rows = load_dataset(name, split=split or "train")
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0][:160]
         raise UserError(
-            f"prompts.path: {path!r}: cannot be loaded: {reason}; check the name and the split, or give a file"
+            f"prompts.path: {path!r}: cannot be loaded: {reason(error)}; check the name and the split, or give a file"
         ) from error
     return [(f"prompts.path: {path!r} row {n}", row) for n, row in enumerate(rows)]
 

@@ -65,7 +65,7 @@ def describe_truncated(prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
     named = "; ".join(repr(prompt.text[:50] + ("..." if len(prompt.text) > 50 else "")) for prompt in cut[:5])
     more = f" and {len(cut) - 5:,} more" if len(cut) > 5 else ""
     return [
-        f"prompts: {len(cut):,} are longer than {tokenizer.model_max_length} tokens and are cut there: {named}{more}"
+        f"prompts: {len(cut):,} longer than {tokenizer.model_max_length} tokens, cut there: {named}{more}"
     ]
 
 

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -19,7 +19,7 @@ def shapes(path: Path, field: str) -> Shapes:
     """
     where = f"{field}: {str(path)!r}"
     if not path.is_file():
-        raise UserError(f"{where}: no such file; give a .safetensors file")
+        raise UserError(f"{where}: no such file; give a .safetensors or .pt file")
     if path.suffix == ".safetensors":
         return _safetensors(path, where)
     if path.suffix in (".pt", ".pth", ".bin"):
@@ -68,8 +68,7 @@ def state_dict(path: Path, field: str, *, meta: bool = False) -> dict:
             f"{where}: holds more than tensors, which could execute code; convert it to .safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UserError(f"{where}: truncated or damaged ({reason}); fetch the file again") from error
+        raise UserError(f"{where}: truncated or damaged ({reason(error)}); fetch the file again") from error
     held = held.get("state_dict", held) if isinstance(held, dict) else held
     if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise UserError(f"{where}: holds no state dict of tensors; give a model's weights")

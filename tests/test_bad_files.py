@@ -13,7 +13,7 @@ import torch
 
 from sdr1 import pipeline_files, weight_files
 from sdr1.config import PolicyConfig
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 from sdr1.policy import load
 from sdr1.sandbox import PIPELINE
 from tests import tiny
@@ -195,3 +195,10 @@ def test_a_pickle_is_never_executed(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="truncated or damaged"):
         weight_files.shapes(file, "x")
+
+
+def test_another_librarys_error_is_shortened_between_words():
+    told = reason(ValueError("nothing is there " * 20 + "\nand more"))
+    assert told.endswith(("nothing ...", "is ...", "there ..."))
+    assert len(told) <= 160
+    assert reason(KeyError()) == "KeyError()"

@@ -104,7 +104,7 @@ def test_long_prompts_are_named():
     tokenizer = pipeline_files.tokenizer(PolicyConfig())
     long = Prompt("a red circle " * 170, "safe")
     (line,) = describe_truncated([*PROMPTS, long], tokenizer)
-    assert line.startswith(f"prompts: 1 are longer than {tokenizer.model_max_length} tokens")
+    assert line.startswith(f"prompts: 1 longer than {tokenizer.model_max_length} tokens, cut there")
     assert "'a red circle" in line
     assert describe_truncated(PROMPTS[:1], tokenizer) == []
 

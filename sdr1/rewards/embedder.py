@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torchvision.transforms import v2
 
 from sdr1 import weight_files
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 from sdr1.rewards import hps
 from sdr1.section import SANDBOX
 
@@ -47,6 +47,8 @@ def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
             )
         if model.startswith("local-dir:"):
             _check_folder(Path(model.removeprefix("local-dir:")), model, field)
+        else:
+            _check_hub(model, field)
         return Source(model, None)
     name = hps.ARCHITECTURE if model in hps.MODELS else model
     if name not in open_clip.list_models():
@@ -88,6 +90,17 @@ def _check_folder(folder: Path, model: str, field: str) -> None:
         weight_files.shapes(file, f"{field}.model")
 
 
+def _check_hub(model: str, field: str) -> None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(model.removeprefix("hf-hub:"), "open_clip_config.json")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{field}.model: {model!r}: {reason(error)}; check the name, or download it and give local-dir:FOLDER"
+        ) from error
+
+
 def _expected(name: str) -> weight_files.Shapes:
     import open_clip
 
@@ -117,9 +130,8 @@ class Embedder:
             self._model = open_clip.create_model(source.name, pretrained=source.weights, device=device)
             self._tokenizer = open_clip.get_tokenizer(source.name)
         except (RuntimeError, OSError, ValueError) as error:
-            reason = str(error).split("\n")[0][:200]
             raise UserError(
-                f"{field}.model: {model!r}: {reason}; give `sandbox`, an open_clip name or local-dir:FOLDER"
+                f"{field}.model: {model!r}: {reason(error)}; give `sandbox`, an open_clip name or local-dir:FOLDER"
             ) from error
         self._model.eval().requires_grad_(False)
         self._device, self._batch = torch.device(device), batch

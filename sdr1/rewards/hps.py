@@ -21,8 +21,14 @@ def fetch(model: str, field: str) -> Path:
     Raises:
         UserError: it is not cached and the hub cannot be reached.
     """
-    from hpsv2.utils import hps_version_map
+    import warnings
+
     from huggingface_hub import hf_hub_download
+
+    with warnings.catch_warnings():
+        # A library that hpsv2 imports has slips in its source: nothing that a user could mend.
+        warnings.simplefilter("ignore")
+        from hpsv2.utils import hps_version_map
 
     name = hps_version_map[MODELS[model]]
     try:

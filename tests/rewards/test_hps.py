@@ -89,3 +89,11 @@ def test_a_name_without_weights_is_refused():
     assert find("ViT-L-14", "openai").weights == "openai"
     with pytest.raises(UserError, match=r"reward\.model: 'ViT-Q'.*no such model"):
         find("ViT-Q", None)
+
+
+def test_a_hub_model_that_is_not_there_is_refused_before_a_run_starts(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"reward.model: 'hf-hub:some/one': .*; check the name.*local-dir:FOLDER"
+    ):
+        scorer.check(RewardConfig(model="hf-hub:some/one"))
