@@ -53,13 +53,13 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "learner.ranks=1"
         )
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
+    _make(config.run.directory)
     state = _starting_point(config)
     start = state.iteration if state else 0
     cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
     for line in stream.describe() + cut:
         print(line, flush=True)
     begin = time.perf_counter()
-    _make(config.run.directory)
     with ExitStack() as stack:
         stack.enter_context(full_disk_explained(config.run.directory))
         journal = stack.enter_context(Journal(config))
