@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Something the user can mend. The message is one line: field, value, fix. The CLI exits with code 2."""
 
 
+class Unreachable(UserError):
+    """What a hub id stands for is not here and cannot be fetched."""
+
+
 class LearnerLost(RuntimeError):
     """The learner, or what only it holds, is gone; the run goes on from its last snapshot."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdr1 import weight_files
 from sdr1.config import SANDBOX, PolicyConfig
-from sdr1.errors import UserError, reason
+from sdr1.errors import Unreachable, UserError, reason
 
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -52,6 +52,7 @@ def check(config: PolicyConfig) -> Path:
     Of a hub id only the configs are looked at; they are fetched unless cached.
 
     Raises:
+        Unreachable: the configs are on the hub, out of reach.
         UserError: for every mistake that configs and the headers of weight files show.
     """
     path, folder = locate(config), configs(config)
@@ -274,7 +275,7 @@ def _fetch_configs(where: str, name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.txt"]))
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise Unreachable(
             f"{where}: neither a folder here nor a hub id that can be reached: {reason(error)}; check the name, or download it "
             "and give the folder"
         ) from error

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sdr1 import pipeline_files
 from sdr1.config import Config, PolicyConfig
-from sdr1.errors import UserError
+from sdr1.errors import Unreachable, UserError
 from sdr1.section import SANDBOX
 
 _SD1: dict[str, dict[str, Any]] = {
@@ -53,7 +54,7 @@ def shapes(config: Config) -> Shapes:
     """Build the modules that `config` names.
 
     Raises:
-        UserError: `policy.model` or `reward.model` is a path without the configs it should hold.
+        UserError: a file of the policy, or `reward.model`, is wrong; of the reward's weights nothing is asked.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -100,34 +101,14 @@ def _fake(module: torch.nn.Module) -> None:
 
 
 def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str | None]:
-    model = policy.model
-    if model == SANDBOX:
-        from sdr1.sandbox import PIPELINE
-
-        model = str(PIPELINE)
-    if policy.config is not None:
-        model = policy.config
-    folder = Path(model)
-    if not folder.exists() and (model.startswith((".", "/", "~")) or model.count("/") != 1):
-        raise UserError(f"policy.model: {model!r}: no such folder; give a diffusers pipeline or a hub id")
     try:
-        return {part: _json(folder, model, policy.revision, part) for part in _SD1}, None
-    except (OSError, ValueError) as error:
-        if folder.is_dir():
-            raise UserError(
-                f"policy.model: {model!r}: no diffusers pipeline: {str(error).splitlines()[0]}"
-            ) from error
-    return _SD1, f"{model} cannot be read here: the shapes are Stable Diffusion 1.x's"
+        folder = pipeline_files.check(policy)
+    except Unreachable:
+        return _SD1, f"{policy.model} cannot be read here: the shapes are Stable Diffusion 1.x's"
+    return {part: _json(folder / part / "config.json") for part in _SD1}, None
 
 
-def _json(folder: Path, model: str, revision: str | None, part: str) -> dict[str, Any]:
-    path = folder / part / "config.json"
-    if not folder.is_dir():
-        if folder.exists():
-            raise ValueError("a single file carries no configs")
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(model, f"{part}/config.json", revision=revision))
+def _json(path: Path) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8"))
     return {key: value for key, value in values.items() if not key.startswith("_")}
 

@@ -7,10 +7,13 @@ import pytest
 
 from sdr1.config import validate
 from sdr1.costs import count_flops
+from sdr1.errors import UserError
 from sdr1.learner import Learner
 from sdr1.plan import lines, plan
 from sdr1.policy import Policy
+from sdr1.shapes import shapes
 from sdr1.types import GroupTask, Prompt, Scores
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -86,3 +89,17 @@ def test_memory_is_counted_on_the_device(small):
         for sizes in memory.values():
             parts = [size for name, size in sizes.items() if name not in ("device", "actors", "total")]
             assert sum(parts) == sizes["total"]
+
+
+def test_a_plan_refuses_what_training_would_refuse(tmp_path):
+    folder = tiny.pipeline(tmp_path / "xl")
+    tiny.edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
+    with pytest.raises(UserError, match="a StableDiffusionXLPipeline; only Stable Diffusion 1.x"):
+        plan(validate({"policy": {"model": str(folder)}}))
+
+
+def test_a_plan_of_a_hub_id_out_of_reach_says_what_it_assumed(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    made = shapes(validate({"policy": {"model": "someone/model", "trainable": "lora"}}))
+    assert "someone/model cannot be read here" in made.assumed
+    assert made.latent == (4, 64, 64)
