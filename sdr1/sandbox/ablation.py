@@ -33,7 +33,7 @@ REFERENCE = {
         "learner.advantage_scale=group",
         "learner.groups_per_update=1",
         # Six updates an iteration instead of one; at the preset's rate they would move six times as far.
-        "learner.learning_rate=7e-5",
+        "learner.learning_rate=9e-5",
     ]
 }
 """The quirks of `configs/sd14-reference.yaml`; all else is the preset's, as many images too."""
