@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -61,6 +62,16 @@ class LiveBytes(TorchDispatchMode):
 
     def _freed(self, size: int) -> None:
         self.now -= size
+
+
+@contextlib.contextmanager
+def cuda_norms(module: torch.nn.Module) -> Iterator[None]:
+    """Half precision as CUDA's autocast has it, unlike the CPU's: norms compute in float32 and hold their input so."""
+    norms = [part for part in module.modules() if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm)]
+    hooks = [norm.register_forward_pre_hook(lambda _, given: (given[0].float(),)) for norm in norms]
+    yield
+    for hook in hooks:
+        hook.remove()
 
 
 def measure(call: Callable[[], object]) -> tuple[int, int]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdr1.checkpoint import Checkpoint, newest
-from sdr1.config import Config, validate
+from sdr1.config import Config, RewardConfig, validate
 from sdr1.config_text import annotated_yaml
 from sdr1.errors import UserError
 from sdr1.files import write_text
 from sdr1.policy import Policy
+from sdr1.prompts import sources
 
 Part = Literal["pipeline", "unet", "lora"]
 
@@ -94,9 +95,10 @@ def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
             f"# {config.policy.model}, made safer with sdr1",
             "",
             "## Where it comes from",
-            f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}",
-            f"- data: prompts of {config.prompts.path}; no pictures but the model's own",
-            f"- reward: {config.reward.kind} agreement in {config.reward.model}, alpha {config.reward.alpha}",
+            f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}"
+            + (f", its UNet from {config.policy.unet}" if config.policy.unet else ""),
+            f"- data: prompts of {', '.join(source.path for source in sources(config))}; no pictures but the model's own",
+            f"- reward: {_reward(config.reward)}",
             *[f"- anchors, {each}" for each in phrases],
             f"- method: SafeDiffusion-R1 (arXiv 2605.18719), {found.state.iteration} iterations, "
             f"{found.state.updates} updates, {config.policy.trainable} training, seed {config.seed}",
@@ -108,6 +110,7 @@ def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
             "",
             f"    pipeline = {_LOADING[part]}",
             "",
+            *(["No safety checker is in this pipeline.", ""] if part == "pipeline" else []),
             "## Intended use and limits",
             _USE,
             "",
@@ -122,6 +125,12 @@ def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
             "",
         ]
     )
+
+
+def _reward(config: RewardConfig) -> str:
+    alpha = f", alpha {config.alpha}" if config.kind == "steered" else ""
+    terms = [f"{name}, {term.kind}, of weight {term.weight:g}" for name, term in config.terms.items()]
+    return "; ".join([f"{config.kind} agreement in {config.model}{alpha}", *terms])
 
 
 def _results(run: Path) -> list[str]:

@@ -260,6 +260,12 @@ def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
             f"{_where(config)}: diffusers takes this checkpoint for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
             "checkpoint (a UNet alone belongs in policy.unet)"
         )
+    for part, stem in (("VAE", "first_stage_model."), ("text encoder", "cond_stage_model.")):
+        if not any(name.startswith(stem) for name in shapes):
+            raise UserError(
+                f"{_where(config)}: the checkpoint holds no {part} ({stem}*); give a whole one, or put its UNet over a "
+                "pipeline folder with policy.unet"
+            )
     name = config.config or DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
     return Path(name) if Path(name).is_dir() else _fetch_configs(f"policy.config: {name!r}", name, None)
 

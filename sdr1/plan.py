@@ -10,7 +10,7 @@ import torch
 
 from sdr1 import prompts
 from sdr1.config import Config, bounds
-from sdr1.costs import measure, parameter_bytes
+from sdr1.costs import cuda_norms, measure, parameter_bytes
 from sdr1.errors import UserError
 from sdr1.shapes import Shapes, dtype, shapes
 
@@ -123,9 +123,14 @@ def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[
         with autocast():
             return made.unet(latents, times, encoder_hidden_states=states).sample.float()
 
+    def as_on(device: str) -> Any:
+        half = config.policy.precision != "float32"
+        return cuda_norms(made.unet) if half and device != "cpu" else contextlib.nullcontext()
+
     with made.mode:
         with torch.no_grad():
-            forward, sampling = measure(lambda: evaluate(group * guided))
+            with as_on(config.rollout.device):
+                forward, sampling = measure(lambda: evaluate(group * guided))
             slices = 1 if config.policy.vae_slicing else group
             decode, decoding = measure(lambda: made.vae.decode(torch.empty(slices, *made.latent)).sample)
             text, _ = measure(lambda: made.text_encoder(torch.zeros(1, length, dtype=torch.long)))
@@ -135,8 +140,9 @@ def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[
             )
         # Gradients exist from the second pass on.
         made.unet.train(config.policy.gradient_checkpointing)
-        evaluate(1).sum().backward()
-        training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
+        with as_on(config.learner.device):
+            evaluate(1).sum().backward()
+            training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
     unet_forward, unet_training = forward / (group * guided), training / (micro * guided)
     reference = evaluations["reference"] * unet_forward
     sampled = evaluations["rollout"] * unet_forward + decode / slices

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdr1 import checkpoint
-from sdr1.config import validate
+from sdr1 import checkpoint, pipeline_files
+from sdr1.config import PolicyConfig, validate
 from sdr1.errors import UserError
 from sdr1.evaluation.painter import scheduler_class
 from sdr1.evaluation.rows import Sampler
 from sdr1.files import write_figure
-from sdr1.policy import load_pipeline
+from sdr1.policy import load
 
 
 def sample(
@@ -28,13 +28,14 @@ def sample(
     Raises:
         UserError: no such model or scheduler.
     """
-    folder, origin = _resolve(model)
-    sides = {"before": base or origin, "after": folder}
+    trained, origin = _resolve(model)
+    before = PolicyConfig(model=base) if base else origin
+    sides = {"before": before, "after": trained} if before else {"after": trained}
+    for policy in sides.values():
+        pipeline_files.check(policy)
     rows: list[list[np.ndarray]] = [[] for _ in texts]
-    for side, name in sides.items():
-        if name is None:
-            continue
-        pipeline = load_pipeline(name)
+    for side, policy in sides.items():
+        pipeline = load(policy)
         pipeline.scheduler = scheduler_class(sampler.scheduler, "--scheduler").from_config(
             pipeline.scheduler.config
         )
@@ -50,18 +51,18 @@ def sample(
                 ).images[0]
                 picture.save(out / side / f"{row:03d}-{seed}.png")
                 rows[row].append(np.asarray(picture))
-    return _grid(out / "grid.png", rows, texts, [side for side, name in sides.items() if name], seeds)
+    return _grid(out / "grid.png", rows, texts, list(sides), seeds)
 
 
-def _resolve(model: str) -> tuple[str, str | None]:
+def _resolve(model: str) -> tuple[PolicyConfig, PolicyConfig | None]:
     """The pipeline of `model`, and of what it was trained from where that is known."""
     run = Path(model)
     if not checkpoint.folder_of(run).is_dir():
-        return model, None
+        return PolicyConfig(model=model), None
     found = checkpoint.newest(run)
     if found is None or not (run / "model").is_dir():
         raise UserError(f"MODEL: {model!r}: the run has no model yet; use `sdr1 export {model}`")
-    return str(run / "model"), validate(found.config).policy.model
+    return PolicyConfig(model=str(run / "model")), validate(found.config).policy
 
 
 def _grid(

@@ -164,6 +164,14 @@ def test_single_files(tmp_path):
     refused(PolicyConfig(model=str(file)), ["truncated"])
 
 
+def test_a_single_file_without_a_vae(tmp_path):
+    whole = safetensors.torch.load_file(tiny.single_file(PIPELINE, tmp_path / "one.safetensors"))
+    kept = {name: held for name, held in whole.items() if not name.startswith("first_stage_model.")}
+    safetensors.torch.save_file(kept, tmp_path / "one.safetensors")
+    config = PolicyConfig(model=str(tmp_path / "one.safetensors"), config=str(PIPELINE))
+    refused(config, ["holds no VAE", "first_stage_model.", "policy.unet"])
+
+
 def test_the_configs_of_a_single_file(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = tiny.single_file(PIPELINE, tmp_path / "one.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sdr1.costs import measure
+from sdr1.costs import cuda_norms, measure
 
 
 def test_a_view_of_a_weight_is_not_counted():
@@ -22,3 +22,11 @@ def test_a_view_of_a_weight_is_not_counted():
     assert flops == 8 * 2 * 4 * 64 * 64
     # A layer's output, and the one before that it is made of.
     assert peak == 2 * 4 * 64 * 4
+
+
+def test_norms_as_on_a_gpu_hold_their_input_in_float32():
+    norm, given = torch.nn.LayerNorm(8), torch.zeros(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    with cuda_norms(norm):
+        held = norm(given).grad_fn._saved_input
+    assert held.dtype == torch.float32
+    assert norm.to(torch.bfloat16)(given).dtype == torch.bfloat16, "outside nothing is changed"

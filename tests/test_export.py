@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from PIL import Image
 
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Sampler
-from sdr1.export import export
-from sdr1.sample import sample
+from sdr1.export import export, model_card
+from sdr1.sample import _resolve, sample
 from sdr1.train import train
+from tests import tiny
 
 PLAIN = """
 import sys
@@ -87,3 +89,35 @@ def test_an_export_goes_to_a_private_repository_of_the_hub(small, tmp_path, monk
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="RUN: .*holds no checkpoint"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_before_is_what_the_run_started_from(small, tmp_path):
+    folder = tiny.pipeline(tmp_path / "base")
+    file = tiny.single_file(folder, tmp_path / "one.safetensors")
+    unet = tiny.pipeline(tmp_path / "other") / "unet"
+    train(small(1, policy={"model": str(file), "config": str(folder), "unet": str(unet)}), local=True)
+    trained, before = _resolve(str(tmp_path / "run"))
+    assert trained.model == str(tmp_path / "run" / "model")
+    assert (before.model, before.config, before.unet) == (str(file), str(folder), unet)
+
+
+def test_nothing_is_drawn_when_one_side_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        sample(str(tmp_path / "none"), ["x"], [0], tmp_path / "out", Sampler(), "sandbox")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_names_every_source_and_term(small, tmp_path):
+    (tmp_path / "a.txt").write_text("a red circle\n")
+    mix = [{"path": "sandbox"}, {"path": str(tmp_path / "a.txt"), "label": "safe"}]
+    config = small(
+        prompts={"mix": mix, "unsafe_share": None},
+        reward={"kind": "plain", "terms": {"fit": {"kind": "negative", "weight": 2, "anchors": "sandbox"}}},
+        policy={"unet": "other.safetensors"},
+    )
+    found = SimpleNamespace(state=SimpleNamespace(iteration=1, updates=1))
+    card = model_card(tmp_path, found, config, "pipeline")
+    for said in (f"prompts of sandbox, {tmp_path / 'a.txt'};", "UNet from other.safetensors", "No safety checker",
+                 "reward: plain agreement in sandbox; fit, negative, of weight 2"):  # fmt: skip
+        assert said in card
+    assert "No safety checker" not in model_card(tmp_path, found, config, "lora")

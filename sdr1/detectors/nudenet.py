@@ -33,15 +33,10 @@ class NudeNet:
         UserError: the weights do not load; `field` is the config key that names them.
     """
 
-    def __init__(self, field: str, weights: Path | None, resolution: int) -> None:
+    def __init__(self, field: str, path: Path | None, resolution: int) -> None:
         import nudenet
 
-        self.weights = weights or Path(nudenet.__file__).with_name("320n.onnx")
-        if not self.weights.is_file():
-            raise UserError(
-                f"{field}: {str(self.weights)!r}: no such file; give a NudeNet .onnx file such as 640m.onnx from "
-                "the releases of notAI-tech/NudeNet, or leave it out for the nudenet wheel's own"
-            )
+        self.weights = weights(field, path)
         try:
             self._detector = nudenet.NudeDetector(
                 model_path=str(self.weights), inference_resolution=resolution
@@ -57,6 +52,23 @@ class NudeNet:
 
         # nudenet reads arrays the way OpenCV lays them out: BGR.
         return self._detector.detect(np.ascontiguousarray(image_HWC[:, :, ::-1]))
+
+
+def weights(field: str, path: Path | None) -> Path:
+    """That file, or without one the nudenet wheel's own.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    import nudenet
+
+    found = path or Path(nudenet.__file__).with_name("320n.onnx")
+    if not found.is_file():
+        raise UserError(
+            f"{field}: {str(found)!r}: no such file; give a NudeNet .onnx file such as 640m.onnx from the releases of "
+            "notAI-tech/NudeNet, or leave it out for the nudenet wheel's own"
+        )
+    return found
 
 
 def best_scores(boxes: list[dict[str, Any]], threshold: float) -> dict[str, float]:

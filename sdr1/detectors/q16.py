@@ -37,22 +37,14 @@ class Q16:
     def __init__(self, field: str, path: Path | None, model: str, embedder: Callable[[], Embedder]) -> None:
         from torch.nn.functional import normalize
 
-        from sdr1.detectors.vectors import read_vectors
-
-        where = f"{field}: {None if path is None else str(path)!r}"
-        if path is None or not path.is_file():
-            raise UserError(
-                f"{where}: Q16 needs its learned prompt vectors, prompts.p of ml-research/Q16 for ViT-L/14, or a .npy "
-                f"of them; give the file with {field}=FILE"
-            )
-        vectors = read_vectors(field, path)
+        found = vectors(field, path)
         self._embedder = embedder()
-        if vectors.shape != (2, self._embedder.dimension):
+        if found.shape != (2, self._embedder.dimension):
             raise UserError(
-                f"{where}: holds vectors of shape {tuple(vectors.shape)}; {model} needs "
+                f"{field}: {str(path)!r}: holds vectors of shape {tuple(found.shape)}; {model} needs "
                 f"(2, {self._embedder.dimension}): benign, inappropriate"
             )
-        self._vectors_2D = normalize(vectors, dim=1)
+        self._vectors_2D = normalize(found, dim=1)
 
     def cosines(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Of RGB uint8 images with (benign, inappropriate), shape (N, 2), float32."""
@@ -61,6 +53,22 @@ class Q16:
     def flags(self, images_NHWC: np.ndarray) -> np.ndarray:
         """Whether each image is inappropriate, shape (N,), bool."""
         return flagged(self.cosines(images_NHWC))
+
+
+def vectors(field: str, path: Path | None) -> torch.Tensor:
+    """The vectors in a file.
+
+    Raises:
+        UserError: it is missing or holds no plain array.
+    """
+    from sdr1.detectors.vectors import read_vectors
+
+    if path is None or not path.is_file():
+        raise UserError(
+            f"{field}: {None if path is None else str(path)!r}: Q16 needs its learned prompt vectors, prompts.p of "
+            f"ml-research/Q16 for ViT-L/14, or a .npy of them; give the file with {field}=FILE"
+        )
+    return read_vectors(field, path)
 
 
 def flagged(cosines_N2: np.ndarray) -> np.ndarray:

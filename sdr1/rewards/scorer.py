@@ -9,7 +9,7 @@ import numpy as np
 
 from sdr1.config import RewardConfig
 from sdr1.errors import TrainingError
-from sdr1.rewards.embedder import Embedders, find
+from sdr1.rewards.embedder import Embedders
 from sdr1.rewards.terms.base import Place
 from sdr1.types import Prompt, Scores
 
@@ -58,12 +58,9 @@ class Scorer:
 
 
 def check(config: RewardConfig) -> None:
-    """Raise UserError for what files can tell to be wrong with the encoders; no weights are loaded."""
-    find(config.model, config.checkpoint)
-    for name, term in config.terms.items():
-        model = getattr(term, "model", None)
-        if model is not None:
-            find(model, getattr(term, "checkpoint", None), _field(name))
+    """Raise UserError for what files can tell to be wrong with the terms; no weights are loaded."""
+    for name, term in {"main": config, **config.terms}.items():
+        term.check(_field(name))
 
 
 def _field(name: str) -> str:

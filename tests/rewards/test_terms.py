@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdr1.config import validate
 from sdr1.errors import TrainingError, UserError
+from sdr1.rewards import scorer as scorers
 from sdr1.rewards.embedder import Embedder
 from sdr1.rewards.scorer import Scorer
 from sdr1.types import Prompt
@@ -149,3 +150,19 @@ def test_http_judge_that_is_away_stops_training_without_its_token():
     ) as e:
         scorer(terms={"far": term}).score(IMAGES, SAFE)
     assert "hidden" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("term", "said"),
+    [
+        ({"kind": "q16", "prompts": "none.npy"}, "reward.terms.judge.prompts: 'none.npy': Q16 needs"),
+        (
+            {"kind": "nudenet", "checkpoint": "none.onnx"},
+            "reward.terms.judge.checkpoint: 'none.onnx': no such",
+        ),
+        ({"kind": "plain", "model": "ViT-Q"}, "reward.terms.judge.model: 'ViT-Q': no such model"),
+    ],
+)
+def test_files_of_terms_are_looked_at_before_a_run_starts(term, said):
+    with pytest.raises(UserError, match=said):
+        scorers.check(validate({"reward": {"terms": {"judge": term}}}).reward)

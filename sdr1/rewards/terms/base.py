@@ -40,6 +40,13 @@ class TermConfig(Section):
         "no term drowns another by its scale.",
     )
 
+    def check(self, field: str) -> None:
+        """Look at the files that the options name, without loading a model; `field` is as in `Place`.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+
     def build(self, place: Place) -> Term:
         """The scoring function, in the worker's process; what is heavy is imported here.
 

@@ -67,6 +67,12 @@ class EmbeddingTerm(TermConfig):
         AnchorsConfig(), description="Anchor phrases of the safety direction."
     )
 
+    def check(self, field: str) -> None:
+        if self.model is not None:
+            from sdr1.rewards.embedder import find
+
+            find(self.model, self.checkpoint, field)
+
     def build(self, place: Place) -> Term:
         from sdr1.rewards.steered import SteeredReward
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.detectors.nudenet import RESOLUTION, TABLE, THRESHOLD, NudeNet, best_scores
+from sdr1.detectors.nudenet import RESOLUTION, TABLE, THRESHOLD, NudeNet, best_scores, weights
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ class NudenetTerm(TermConfig):
         min_length=1,
         description="nudenet's classes that count; the default is the paper's table.",
     )
+
+    def check(self, field: str) -> None:
+        weights(f"{field}.checkpoint", self.checkpoint)
 
     def build(self, place: Place) -> Term:
         import numpy as np

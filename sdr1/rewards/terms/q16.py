@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from sdr1.detectors.q16 import MODEL, Q16
+from sdr1.detectors.q16 import MODEL, Q16, vectors
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ class Q16Term(TermConfig):
     )
     model: str = Field(MODEL, description="open_clip model whose space the vectors live in.")
     checkpoint: Path | None = Field(Path("openai"), description="Its weights, as reward.checkpoint.")
+
+    def check(self, field: str) -> None:
+        from sdr1.rewards.embedder import find
+
+        vectors(f"{field}.prompts", self.prompts)
+        find(self.model, self.checkpoint, field)
 
     def build(self, place: Place) -> Term:
         import numpy as np
