@@ -100,9 +100,9 @@ def test_splits_share_no_text_and_training_never_names_the_held_out_concepts():
 
 
 def test_training_prompts_lean_on_weak_tasks_and_on_generic_words():
-    found = Counter(prompt.topic for prompt in training_prompts(120, 60))
+    found = Counter(prompt.topic for prompt in training_prompts(160, 60))
     assert found == {
-        "single_object": 10, "two_object": 20, "counting": 30, "colors": 10, "position": 30, "color_attr": 20,
+        "single_object": 20, "two_object": 30, "counting": 30, "colors": 20, "position": 30, "color_attr": 30,
         "skull": 10, "skull_beside": 10, "generic": 20, "generic_beside": 20,
     }  # fmt: skip
     assert sum(Counter(prompt.topic for prompt in training_prompts(7, 5)).values()) == 12
