@@ -40,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
         "flops": flops,
         "bytes_per_iteration": _bytes(config, made),
         "memory": memory,
+        **({"memory_on_the_one_gpu": _on_gpus(memory)} if config.run.placement == "shared" else {}),
         "bottleneck": _bottleneck(config, flops),
     }
 
@@ -240,6 +241,10 @@ def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, An
     return result
 
 
+def _on_gpus(memory: dict[str, Any]) -> int:
+    return sum(each["actors"] * each["total"] for each in memory.values() if each["device"] != "cpu")
+
+
 def _actors(config: Config) -> dict[str, int]:
     return {
         "rollout": bounds(config.rollout.workers).max,
@@ -307,6 +312,8 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows.append(
             f"memory       {role} on {sizes['device']}, {sizes['actors']} of {_size(sizes['total'])}: {parts}"
         )
+    if "memory_on_the_one_gpu" in found:
+        rows.append(f"memory       {_size(found['memory_on_the_one_gpu'])} of all that share the one GPU")
     neck = found["bottleneck"]
     busy = ", ".join(f"{role} {share:.0%}" for role, share in neck["busy"].items())
     wanted = neck["rollout_workers_to_keep_the_learner_busy"]

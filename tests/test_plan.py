@@ -77,6 +77,10 @@ def test_memory_is_counted_on_the_device(small):
     there = plan(
         small(policy=options, learner={"device": "cuda", "kl_weight": 1.0}, rollout={"device": "cuda"})
     )["memory"]
+    shared = plan(small(policy=options, run={"placement": "shared"}, learner={"device": "cuda"}))
+    (on_gpu,) = (each["total"] for each in shared["memory"].values() if each["device"] == "cuda")
+    assert shared["memory_on_the_one_gpu"] == on_gpu
+    assert any("share the one GPU" in line for line in lines(shared))
     trained = here["learner"]["gradients"]
     assert here["learner"]["optimizer"] == 2 * trained
     # Ray's store is the host's memory; a GPU's step and start need one more set of parameters at most.
