@@ -69,9 +69,11 @@ def cuda_norms(module: torch.nn.Module) -> Iterator[None]:
     """Half precision as CUDA's autocast has it, unlike the CPU's: norms compute in float32 and hold their input so."""
     norms = [part for part in module.modules() if isinstance(part, torch.nn.GroupNorm | torch.nn.LayerNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, given: (given[0].float(),)) for norm in norms]
-    yield
-    for hook in hooks:
-        hook.remove()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def measure(call: Callable[[], object]) -> tuple[int, int]:
