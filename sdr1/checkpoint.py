@@ -205,7 +205,7 @@ class Checkpointer:
         self._config = config
         self._pending: tuple[Callable[[], LearnerState], dict[str, float]] | None = None
         self._error: OSError | None = None
-        self._busy = self._closing = False
+        self._busy = self._closing = self._warned = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
 
@@ -294,6 +294,12 @@ class Checkpointer:
                     kept.add(folder)
             if values:
                 kept.add(max(values, key=lambda folder: values[folder]))
+            elif folders and not waiting and not self._warned:
+                self._warned = True
+                _log.warning(
+                    "checkpoint.best: %s: no such metric so far, no best checkpoint is kept; there are %s",
+                    name, ", ".join(sorted(facts["metrics"])),
+                )  # fmt: skip
         for folder in set(folders) - kept:
             shutil.rmtree(folder, ignore_errors=True)
 

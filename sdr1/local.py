@@ -65,7 +65,7 @@ class LocalExecutor:
 
     def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return Usage(rollout, reward, 1)
+        return Usage(rollout, reward, 1, 1)
 
     def images(self, task: GroupTask) -> np.ndarray:
         return self._groups[task][0].images

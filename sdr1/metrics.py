@@ -23,6 +23,7 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         "rollout_workers": float(report.usage.rollout_workers),
         "images_per_second": config.images_per_iteration / report.seconds,
         "rollout_busy": report.usage.rollout_seconds / (report.seconds * report.usage.rollout_workers),
+        "reward_busy": report.usage.reward_seconds / (report.seconds * report.usage.reward_workers),
         "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,
     }
     for label in ("safe", "unsafe"):

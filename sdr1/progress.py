@@ -21,6 +21,7 @@ _SHOWN = (
     ("clip_fraction", "clipped {:.2f}"),
     ("images_per_second", "{:.1f} images/s"),
     ("rollout_busy", "busy: rollout {:.0%}"),
+    ("reward_busy", "reward {:.0%}"),
     ("learner_busy", "learner {:.0%}"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -54,14 +55,15 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         )
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
     _make(config.run.directory)
-    state = _starting_point(config)
-    start = state.iteration if state else 0
-    cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
-    for line in stream.describe() + cut:
-        print(line, flush=True)
     begin = time.perf_counter()
     with ExitStack() as stack:
         stack.enter_context(full_disk_explained(config.run.directory))
+        stack.enter_context(_alone(config.run.directory))
+        state = _starting_point(config)
+        start = state.iteration if state else 0
+        cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
+        for line in stream.describe() + cut:
+            print(line, flush=True)
         journal = stack.enter_context(Journal(config))
         tracker = stack.enter_context(_tracker(config, journal))
         progress = stack.enter_context(Progress(config, start))
@@ -97,6 +99,26 @@ def _make(run: Path) -> None:
         raise UserError(
             f"run.directory: {run}: cannot be written ({error.strerror}); choose another folder"
         ) from error
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    with open(run / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run.directory: {run}: another process trains there; stop it, or choose another directory"
+            ) from error
+        except OSError:
+            # Some shared file systems have no locks.
+            pass
+        yield
 
 
 def unfinished(run: Path) -> bool:

@@ -145,8 +145,10 @@ class Usage:
     rollout_seconds: float
     """Sum over groups of the time a rollout worker was busy."""
     reward_seconds: float
+    """The same of the reward workers."""
     rollout_workers: int
-    """Rollout workers in service now."""
+    """Rollout workers in service now, at least 1."""
+    reward_workers: int
 
 
 @dataclass(frozen=True)

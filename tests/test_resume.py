@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import mlflow
@@ -22,7 +24,7 @@ from sdr1.config import validate
 from sdr1.errors import Terminated, TrainingError, UserError
 from sdr1.learner import Learner
 from sdr1.runtime import raise_if_stopped
-from sdr1.train import _sigterm, train
+from sdr1.train import _alone, _sigterm, train
 
 
 def resumed(config, **changes):
@@ -76,10 +78,25 @@ def test_a_crash_between_journal_and_checkpoint_leaves_no_gap_and_no_repeat(smal
     assert sorted(point.step for point in history) == [0, 1, 2]
 
 
-def test_a_tracker_that_is_away_neither_stops_nor_loses_anything(small, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+@pytest.fixture
+def silent_server():
+    """The address of a server that accepts every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("answers", ["refuses", "is silent"])
+def test_a_tracker_that_is_away_neither_stops_nor_loses_anything(
+    small, tmp_path, monkeypatch, silent_server, answers
+):
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", silent_server if answers == "is silent" else "http://127.0.0.1:9"
+    )
     config = small(2, tracking={"enabled": True, "wait_seconds": 0.5})
+    begin = time.monotonic()
     train(config, local=True)
+    # One request to a silent server takes 15 seconds.
+    assert time.monotonic() - begin < 12
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     train(resumed(config, tracking={"enabled": True, "wait_seconds": 60}), local=True)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -140,6 +157,14 @@ def test_only_the_newest_and_the_best_are_kept(small, tmp_path):
     assert kept == {4, best}
 
 
+def test_a_best_metric_that_does_not_exist_is_said_once_with_those_that_do(small, caplog):
+    values = small(3).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "-unsafe"}}
+    train(validate(values), local=True)
+    (said,) = [message for message in caplog.messages if "checkpoint.best" in message]
+    assert said.startswith("checkpoint.best: unsafe: no such metric")
+    assert "unsafe_rate" in said
+
+
 def test_another_config_is_named_field_by_field(small, tmp_path, capsys):
     config = small(1)
     train(config, local=True)
@@ -161,6 +186,15 @@ def test_an_unfinished_run_is_not_overwritten(small, tmp_path):
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError, match="unfinished run"):
         train(config, local=True)
+
+
+def test_one_process_trains_in_a_folder(small, tmp_path):
+    config = small(1)
+    config.run.directory.mkdir()
+    with _alone(tmp_path / "run"), pytest.raises(UserError, match="another process trains there"):
+        train(config, local=True)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    train(config, local=True)
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(small, tmp_path, monkeypatch):

@@ -105,8 +105,10 @@ def sample(
         str | None, typer.Option(metavar="MODEL", help="Drawn as before; default: what a run started from.")
     ] = None,
     scheduler: Annotated[str, typer.Option(help="A diffusers scheduler class.")] = "DDIMScheduler",
-    steps: Annotated[int, typer.Option(min=1)] = 50,
-    guidance_scale: Annotated[float, typer.Option(min=1)] = 5.0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[
+        float, typer.Option(min=1, help="Of classifier-free guidance; 1: without it.")
+    ] = 5.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/sample"),
 ) -> None:
     """Draw prompts x seeds, before and after training.

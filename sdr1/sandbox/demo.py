@@ -18,7 +18,7 @@ import numpy as np
 
 from sdr1.checkpoint import differences, newest
 from sdr1.config import SANDBOX, Config, load
-from sdr1.errors import UserError
+from sdr1.errors import Terminated, UserError
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import things
 from sdr1.evaluation.painter import Painter
@@ -89,7 +89,13 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
     for seed in seeds:
         folder = out if len(seeds) == 1 else out / f"seed-{seed}"
         config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
-        tables.append(judge(folder, seed, images, train(_going_on(config)).model))
+        try:
+            model = train(_going_on(config)).model
+        except Terminated:
+            raise Terminated(
+                f"{config.run.directory}: the same command goes on from its newest checkpoint"
+            ) from None
+        tables.append(judge(folder, seed, images, model))
         attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
         _print_tracking(config)
     if len(seeds) > 1:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from sdr1 import checkpoint, cli
 from sdr1.config import Config, load
+from sdr1.errors import Terminated
 from sdr1.evaluation.sandbox_rows import DEPLOYED
 from sdr1.sandbox import demo
 from sdr1.sandbox.captions import TASKS
@@ -263,6 +264,17 @@ def test_overrides_that_cannot_be_meant_stop_the_demo(
     assert said in capsys.readouterr().err
     assert not stubbed.configs
     assert not (tmp_path / "out").exists()
+
+
+def test_a_demo_that_is_stopped_names_no_option_it_lacks(tmp_path, monkeypatch, capsys):
+    def stopped(config):
+        raise Terminated("go on with --resume")
+
+    monkeypatch.setattr(demo, "train", stopped)
+    assert cli.main(["sandbox", "demo", "--out", str(tmp_path)]) == 143
+    said = capsys.readouterr().err
+    assert "the same command goes on" in said
+    assert "--resume" not in said
 
 
 def test_the_preset_is_the_sandboxs_config():
