@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sdr1 import loop, pipeline_files, prompts
 from sdr1.checkpoint import Checkpointer, differences, folder_of, newest
-from sdr1.config import Config
+from sdr1.config import Config, RunConfig
 from sdr1.errors import Terminated, UserError
 from sdr1.files import full_disk_explained, write_text
 from sdr1.journal import Journal
@@ -69,7 +69,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         progress = stack.enter_context(Progress(config, start))
         evaluator = _evaluator(config, journal, stack)
         with _executor(config, local, ray_address, state) as executor, Checkpointer(config) as checkpointer:
-            with _sigterm(config.run.directory, checkpointer):
+            with _sigterm(config.run, checkpointer):
                 # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
                 observers: list[Observer] = [*evaluator, journal, progress, *tracker, checkpointer]
                 weights = loop.run(config, stream, executor, observers, start)
@@ -158,7 +158,7 @@ def _starting_point(config: Config) -> LearnerState | None:
 
 
 @contextmanager
-def _sigterm(run: Path, checkpointer: Checkpointer) -> Iterator[None]:
+def _sigterm(run: RunConfig, checkpointer: Checkpointer) -> Iterator[None]:
     """Turn SIGTERM into `Terminated`, after the newest snapshot is on disk; Ray grants a job 3 s for it by default."""
 
     # Installed after ray.init, which sets its own; only a main thread can.
@@ -170,9 +170,10 @@ def _sigterm(run: Path, checkpointer: Checkpointer) -> Iterator[None]:
         yield
     except Terminated:
         checkpointer.flush(timeout=2.0)
-        if not folder_of(run).exists():
+        if not folder_of(run.directory).exists():
             raise Terminated("no iteration was saved yet: start again") from None
-        raise Terminated(f"the newest checkpoint is on disk: go on with --resume {run}") from None
+        how = "the same command goes on" if run.resume == "auto" else f"go on with --resume {run.directory}"
+        raise Terminated(f"the newest checkpoint is on disk: {how}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
         stop_requested.clear()

@@ -242,14 +242,20 @@ def test_learner_state_restores_every_bit(small):
     assert np.array_equal(other.weights(0).buffer, state.tensors["weights/0"])
 
 
-def test_sigterm_before_the_first_checkpoint_promises_none(tmp_path):
-    def stop():
-        with _sigterm(tmp_path, SimpleNamespace(flush=lambda timeout: True)):
+def test_sigterm_says_what_goes_on(small, tmp_path):
+    def stop(config):
+        with _sigterm(config.run, SimpleNamespace(flush=lambda timeout: True)):
             os.kill(os.getpid(), signal.SIGTERM)
             raise_if_stopped()
 
+    config = small()
     with pytest.raises(Terminated, match="no iteration was saved yet"):
-        stop()
+        stop(config)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(Terminated, match=f"go on with --resume {tmp_path / 'run'}"):
+        stop(config)
+    with pytest.raises(Terminated, match="the same command goes on"):
+        stop(resumed(config))
 
 
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(small, tmp_path):

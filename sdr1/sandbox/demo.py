@@ -92,9 +92,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         try:
             model = train(_going_on(config)).model
         except Terminated:
-            raise Terminated(
-                f"{config.run.directory}: the same command goes on from its newest checkpoint"
-            ) from None
+            raise Terminated(f"the same command goes on in {config.run.directory}") from None
         tables.append(judge(folder, seed, images, model))
         attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
         _print_tracking(config)
