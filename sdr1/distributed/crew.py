@@ -15,7 +15,7 @@ from sdr1.distributed.actors import Actor
 from sdr1.distributed.calls import Calls, is_lost_object
 from sdr1.distributed.executor import MAX_REMAKES
 from sdr1.distributed.fleet import Fleet, Worker
-from sdr1.distributed.placement import Placement
+from sdr1.distributed.placement import Placement, least_cpus
 from sdr1.errors import TrainingError
 from sdr1.evaluation import judges
 from sdr1.evaluation.config import EvaluationConfig
@@ -74,7 +74,7 @@ class _Crew:
             self._painters = Fleet("painters", place, bounds(config.workers), self._calls, self._dispatch)
             self._fleets.append(self._painters)
         if any(job.judges for job in jobs):
-            place = Placement.on(config.judge_device, 0, JudgeActor, names, config)
+            place = Placement.on(config.judge_device, least_cpus(), JudgeActor, names, config)
             size = bounds(config.judge_workers)
             self._ahead = _AHEAD * size.max
             self._judges = Fleet("judges", place, size, self._calls, self._dispatch)

@@ -23,7 +23,7 @@ from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.distributed.calls import Calls, first_line, get, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.gang import Gang
-from sdr1.distributed.placement import Placement, Waiting
+from sdr1.distributed.placement import Placement, Waiting, least_cpus
 from sdr1.errors import LearnerLost, TrainingError
 from sdr1.runtime import pause
 from sdr1.types import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
@@ -60,7 +60,7 @@ class RayExecutor:
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
         self._rewards = Fleet(
             "reward workers",
-            self._placement("reward", 0),
+            self._placement("reward", least_cpus()),
             bounds(config.reward.workers),
             self._calls,
             self._dispatch_scores,
@@ -192,7 +192,7 @@ class RayExecutor:
         checkpoint = newest(self._config.run.directory)
         return checkpoint.state if checkpoint else None
 
-    def _placement(self, role: str, cpus: int) -> Placement:
+    def _placement(self, role: str, cpus: float) -> Placement:
         device = getattr(self._config, role).device
         gpus = self._config.gpu_share if device.startswith("cuda") else 0
         return Placement(getattr(self._roles, role), (self._config,), cpus, gpus)

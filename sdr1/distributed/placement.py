@@ -33,6 +33,16 @@ class Placement:
         return options.remote(*self.arguments, *more)
 
 
+def least_cpus() -> float:
+    """CPUs to ask for an actor that needs next to none.
+
+    One that asks for 0 may go anywhere, also to a node that offers no CPU because it shall do no work, as a head often
+    does. Where there is none of these nothing is asked: it would cost a place for an actor that needs a whole core.
+    """
+    offered = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    return 0 if all(offered) else 0.01
+
+
 def has_process(actor: Any) -> bool:
     """Whether the cluster had room for an actor: it starts, or has started. Ray shows it nowhere public."""
     from ray._private import state
