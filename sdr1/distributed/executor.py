@@ -147,9 +147,7 @@ class RayExecutor:
 
     def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return Usage(
-            rollout, reward, *(max(1, fleet.in_service) for fleet in (self._rollouts, self._rewards))
-        )
+        return Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
 
     def images(self, task: GroupTask) -> np.ndarray | None:
         try:

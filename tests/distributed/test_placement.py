@@ -10,7 +10,7 @@ from sdr1.distributed.placement import Placement, least_cpus
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster():
     """Makes a cluster of a head with so many CPUs and one other node."""
     made: list[Cluster] = []
 
