@@ -10,7 +10,7 @@ import numpy as np
 from sdr1.config import RewardConfig
 from sdr1.errors import TrainingError
 from sdr1.rewards.embedder import Embedders
-from sdr1.rewards.terms.base import Place
+from sdr1.rewards.terms.base import Place, TermConfig
 from sdr1.types import Prompt, Scores
 
 Monitor = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +26,7 @@ class Scorer:
 
     def __init__(self, config: RewardConfig) -> None:
         embedders = Embedders(config.model, config.checkpoint, config.device, config.batch)
-        self._options = {"main": config, **config.terms}
+        self._options = _options(config)
         self._terms = {
             name: options.build(Place(_field(name), config.device, embedders))
             for name, options in self._options.items()
@@ -59,8 +59,13 @@ class Scorer:
 
 def check(config: RewardConfig) -> None:
     """Raise UserError for what files can tell to be wrong with the terms; no weights are loaded."""
-    for name, term in {"main": config, **config.terms}.items():
+    for name, term in _options(config).items():
         term.check(_field(name))
+
+
+def _options(config: RewardConfig) -> dict[str, TermConfig]:
+    """Every term by its name, the reward's own first."""
+    return {"main": config, **config.terms}
 
 
 def _field(name: str) -> str:
