@@ -1,12 +1,15 @@
-"""From plain data and KEY=VALUE arguments to a checked section, or to the one line that says what is wrong; and back."""
+"""From JSON, plain data and KEY=VALUE arguments to a checked section, or to the one line that says what is wrong; and
+back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from sdr1.errors import UserError
 from sdr1.section import Section
@@ -24,6 +27,36 @@ def checked(model: type[S], values: Any) -> S:
         return model.model_validate(values)
     except pydantic.ValidationError as error:
         raise UserError(_one_line(error, model)) from error
+
+
+def parse_json(text: str | bytes, place: str) -> Any:
+    """The plain data of a JSON text that anybody may have written; `place` says where it stands.
+
+    Raises:
+        UserError: it is no JSON, nests deeper than 200, or has an integer of thousands of digits or half a surrogate
+            pair; the message starts with `place`.
+    """
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON that can be read: {error}") from error
+
+
+def read_json(path: Path, field: str = "") -> Any:
+    """`parse_json` of a file in UTF-8, with or without a byte order mark; `field` is what the user named it by.
+
+    Raises:
+        UserError: it is missing, no regular file, or as `parse_json`.
+    """
+    place = f"{field}: {path}" if field else str(path)
+    # Opening a pipe would wait for its writer.
+    if not path.is_file():
+        raise UserError(f"{place}: no such file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{place}: cannot be read: {error.strerror}") from error
+    return parse_json(content.removeprefix(b"\xef\xbb\xbf"), place)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Any:
