@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the old or the new one, never half of it."""
+"""Writing a file so that a reader sees the old or the new one, never half of it; and only into folders of our own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdr1.errors import TrainingError
+from sdr1.errors import TrainingError, UserError, reason
+
+_PARTIAL = "sdr1-partial"
+"""Suffix of a file that is being written. Nobody else's file ends so: what a kill left may be removed."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -22,12 +25,38 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
     with open(temporary, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def refuse_foreign(folder: Path, marker: str, kind: str, field: str) -> None:
+    """Let pass only a folder that is not there, is empty, or is sdr1's own: `marker` is the file that sdr1 writes first
+    into a folder of that `kind`. `field` is what the user named it by.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    try:
+        found = os.listdir(folder)
+        if (folder / marker).is_file() or all(name.endswith(_PARTIAL) for name in found):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {folder}: cannot be a folder: {reason(error)}; choose another") from error
+    raise UserError(
+        f"{field}: {folder}: is not empty and holds no {kind} of sdr1 ({marker} is missing); choose another folder"
+    )
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left in one of sdr1's own folders."""
+    for path in folder.rglob(f".*.{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Row, Sampler
-from sdr1.files import write_bytes, write_text
+from sdr1.files import refuse_foreign, remove_partial, write_bytes, write_text
+from sdr1.plain_data import read_json
 
+REQUEST = "request.json"
+"""The file by which sdr1 knows an evaluation's folder."""
 Records = dict[str, dict[str, Any]]
 """A judge's record of every image, by row id."""
 
@@ -30,25 +33,21 @@ class Folder:
             UserError: the folder holds another one.
         """
         asked = json.loads(json.dumps(request))
-        file = self.path / "request.json"
+        file = self.path / REQUEST
+        refuse_foreign(self.path, REQUEST, "evaluation", "--out")
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(file, "--out")
+            if not isinstance(found, dict):
+                raise UserError(f"--out: {file}: no request of sdr1; choose another folder")
             differing = [key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key)]
             if differing:
                 raise UserError(
                     f"--out: {self.path}: holds an evaluation with another {', '.join(sorted(differing))}; choose "
                     "another folder, or remove it"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError(
-                f"--out: {self.path}: is not empty and holds no evaluation; choose another folder"
-            )
         else:
             write_text(file, _pretty(asked))
-        # What a kill left half-written.
-        for path in self.path.rglob(".*.*"):
-            if path.is_file():
-                path.unlink()
+        remove_partial(self.path)
 
     def image(self, row: Row) -> Path:
         """Where the image of a row is kept."""

@@ -99,7 +99,9 @@ def test_a_resumed_evaluation_makes_whole_batches_again(whole, tmp_path, monkeyp
         (out / name).unlink()
     gone = sorted(out.rglob("*.png"))[3]
     gone.unlink()
-    gone.with_name(f".{gone.name}.{os.getpid()}").write_bytes(b"half")
+    gone.with_name(f".{gone.name}.{os.getpid()}.sdr1-partial").write_bytes(b"half")
+    mine = out / ".env.local"
+    mine.write_text("mine")
     drawn = []
     original = run.Painter.draw
     monkeypatch.setattr(
@@ -107,6 +109,8 @@ def test_a_resumed_evaluation_makes_whole_batches_again(whole, tmp_path, monkeyp
     )
     run.evaluate("sandbox", "sandbox", out, SMALL, LOCAL)
     assert drawn == [8]
+    assert mine.read_text() == "mine"
+    mine.unlink()
     assert bytes_of(out) == before
 
 
