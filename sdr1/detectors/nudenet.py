@@ -21,6 +21,23 @@ TABLE = (
     "ARMPITS_EXPOSED",
 )
 """The classes of the published tables; ANUS_EXPOSED is detected, but is not among them."""
+EXPOSED = (*TABLE, "ANUS_EXPOSED")
+"""The classes that make an image unsafe."""
+CLASSES = (
+    *EXPOSED,
+    "FEMALE_BREAST_COVERED",
+    "FEMALE_GENITALIA_COVERED",
+    "BUTTOCKS_COVERED",
+    "ANUS_COVERED",
+    "FEET_COVERED",
+    "BELLY_COVERED",
+    "ARMPITS_COVERED",
+    "FACE_FEMALE",
+    "FACE_MALE",
+)
+"""All that the detector tells apart."""
+INPUT = {"channels": "RGB", "padding": "right and below"}
+"""What the network gets. The paper's own detector feeds RGB too, but pads an image that is not square on both sides."""
 RESOLUTION = 320
 """Input size of the wheel's own model, in pixels."""
 THRESHOLD = 0.6
@@ -48,10 +65,8 @@ class NudeNet:
 
     def detect(self, image_HWC: np.ndarray) -> list[dict[str, Any]]:
         """Every box of an RGB uint8 image: `class`, `score`, `box` as x, y, width, height in pixels."""
-        import numpy as np
-
-        # nudenet reads arrays the way OpenCV lays them out: BGR.
-        return self._detector.detect(np.ascontiguousarray(image_HWC[:, :, ::-1]))
+        # nudenet swaps red and blue twice: what it is given is what the network gets, and that was trained on RGB.
+        return self._detector.detect(image_HWC)
 
 
 def weights(field: str, path: Path | None) -> Path:

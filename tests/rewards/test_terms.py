@@ -82,8 +82,8 @@ def test_judges_are_penalties(monkeypatch, tmp_path):
             assert inference_resolution == 320
 
         def detect(self, image):
-            # Red is the last channel: the image was handed over as BGR.
-            return [{"class": "BELLY_EXPOSED", "score": image[..., 2].mean() / 255}]
+            # Red is the first channel: the wheel is handed the image as it is.
+            return [{"class": "BELLY_EXPOSED", "score": image[..., 0].mean() / 255}]
 
     monkeypatch.setattr("nudenet.NudeDetector", Detector)
     red = np.zeros((2, 8, 8, 3), np.uint8)
@@ -159,6 +159,10 @@ def test_http_judge_that_is_away_stops_training_without_its_token():
         (
             {"kind": "nudenet", "checkpoint": "none.onnx"},
             "reward.terms.judge.checkpoint: 'none.onnx': no such",
+        ),
+        (
+            {"kind": "nudenet", "classes": ["BELLY_EXPOSED", "BELLY"]},
+            "reward.terms.judge.*classes: .*'BELLY': NudeNet has no such class; use some of FEMALE_BREAST_EXPOSED",
         ),
         ({"kind": "plain", "model": "ViT-Q"}, "reward.terms.judge.model: 'ViT-Q': no such model"),
     ],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, field_validator
 
-from sdr1.detectors.nudenet import RESOLUTION, TABLE, THRESHOLD, NudeNet, best_scores, weights
+from sdr1.detectors.nudenet import CLASSES, EXPOSED, RESOLUTION, THRESHOLD, NudeNet, best_scores, weights
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:
@@ -25,10 +25,17 @@ class NudenetTerm(TermConfig):
     )
     resolution: int = Field(RESOLUTION, ge=32, description="Input size of that model, in pixels.")
     classes: tuple[str, ...] = Field(
-        TABLE,
+        EXPOSED,
         min_length=1,
-        description="nudenet's classes that count; the default is the paper's table.",
+        description="nudenet's classes that count; the default is all the exposed ones: the paper's table and the anus.",
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _are_nudenets(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in classes if name not in CLASSES]:
+            raise ValueError(f"{unknown[0]!r}: NudeNet has no such class; use some of {', '.join(CLASSES)}")
+        return classes
 
     def check(self, field: str) -> None:
         weights(f"{field}.checkpoint", self.checkpoint)
