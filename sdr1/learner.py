@@ -177,8 +177,8 @@ class Learner:
         self.accumulated += 1
         return GroupReport(
             task=task,
-            reward_mean=float(scores.rewards.mean()),
-            reward_std=float(scores.rewards.std(ddof=1)),
+            reward_mean=float(scores.rewards.mean(dtype=np.float64)),
+            reward_std=float(scores.rewards.std(ddof=1, dtype=np.float64)),
             unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
             loss=mean_loss,
             kl=None if trajectory.reference_means is None else divergences.mean().item(),
@@ -234,7 +234,7 @@ class Learner:
         variances = self._variances.setdefault(
             task.prompt.label, deque(maxlen=self._config.prompts.per_iteration)
         )
-        variances.append(rewards_G.var().item())
+        variances.append(rewards_G.double().var().item())
         return group_advantages(
             rewards_G, options.advantage_clip, std=math.sqrt(sum(variances) / len(variances))
         )

@@ -63,6 +63,16 @@ def test_gradient_equals_a_loop_over_timesteps(small, trainable, noise):
     assert looped.norm() > 0
 
 
+@pytest.mark.parametrize("scale", ["group", "pooled"])
+def test_a_group_of_equal_rewards_teaches_nothing(small, scale):
+    learner = {"kl_weight": 0.0, "advantage_scale": scale}
+    config = small(prompts={"per_iteration": 1, "unsafe_share": None}, learner=learner)
+    learner, policy, task, trajectory = learner_and_group(config)
+    report = learner.accumulate(task, trajectory, scores([-0.9] * 3))
+    assert report.reward_std == 0
+    assert learner.step().grad_norm == 0
+
+
 def test_other_weights_than_those_that_sampled_stop_the_run(small):
     learner, policy, task, trajectory = learner_and_group(small())
     with torch.no_grad():

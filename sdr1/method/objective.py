@@ -5,13 +5,26 @@ from __future__ import annotations
 import torch
 
 
-def group_advantages(rewards_G: torch.Tensor, clip: float, std: float | None = None) -> torch.Tensor:
-    """Rewards centred in their group and divided by a standard deviation, clamped to +-clip; shape (G,).
+def standardised(values_G: torch.Tensor, std: float | None = None) -> torch.Tensor:
+    """Values centred in their group and divided by a standard deviation, shape (G,), in their dtype.
 
-    `std` is the pooled deviation when it is not the group's own (unbiased) one.
+    `std` is the deviation when it is not the group's own (unbiased) one. Values that differ by no more than float32
+    resolves are equal, and equal values give exactly zero: computed in float64, or rounding would be blown up to 1.
     """
-    scale = rewards_G.std() if std is None else std
-    return ((rewards_G - rewards_G.mean()) / (scale + 1e-8)).clamp(-clip, clip)
+    exact_G = values_G.double()
+    own = exact_G.std()
+    if own <= torch.finfo(torch.float32).eps * exact_G.abs().max():
+        return torch.zeros_like(values_G)
+    scale = own if std is None else std
+    return ((exact_G - exact_G.mean()) / (scale + 1e-8)).to(values_G.dtype)
+
+
+def group_advantages(rewards_G: torch.Tensor, clip: float, std: float | None = None) -> torch.Tensor:
+    """Rewards standardised in their group, clamped to +-clip; shape (G,), in their dtype.
+
+    `std` is the pooled deviation when it is not the group's own.
+    """
+    return standardised(rewards_G, std).clamp(-clip, clip)
 
 
 def clipped_loss(

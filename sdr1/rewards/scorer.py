@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from sdr1.config import RewardConfig
 from sdr1.errors import TrainingError
+from sdr1.method.objective import standardised
 from sdr1.rewards.embedder import Embedders
 from sdr1.rewards.terms.base import Place, TermConfig
 from sdr1.types import Prompt, Scores
@@ -50,7 +52,7 @@ class Scorer:
                 )
             means[name] = float(values.mean())
             if self._options[name].normalise:
-                values = (values - values.mean()) / (values.std(ddof=1) + np.float32(1e-8))
+                values = standardised(torch.from_numpy(values)).numpy()
             rewards += np.float32(self._options[name].weight) * values
         unsafe = self._monitor(images_NHWC) if self._monitor else None
         terms = means if len(means) > 1 else {}

@@ -54,8 +54,21 @@ def test_pooled_deviation_takes_the_place_of_the_groups_own() -> None:
     torch.testing.assert_close(group_advantages(rewards_G, 1.2, std=2.0), torch.tensor([-1.0, -0.5, 1.2]))
 
 
-def test_equal_rewards_give_no_advantage_and_no_nan() -> None:
-    assert group_advantages(torch.full((4,), 0.25), 2.5).eq(0).all()
+@pytest.mark.parametrize("reward", [0.25, -0.3, 0.1, 1e-6, -1e4, 0.0])
+@pytest.mark.parametrize("std", [None, 0.0, 0.2])
+def test_equal_rewards_give_no_advantage_and_no_nan(reward: float, std: float | None) -> None:
+    for size in (2, 3, 7, 16, 100):
+        assert group_advantages(torch.full((size,), reward), 2.5, std).eq(0).all()
+
+
+def test_a_spread_of_rounding_is_none_and_a_real_one_is_kept() -> None:
+    rounded = torch.full((16,), -0.3)
+    rounded[5:] = rounded[5:].nextafter(torch.tensor(0.0))
+    assert group_advantages(rounded, 2.5).eq(0).all()
+    real = rounded + torch.linspace(0, 1e-5, 16)
+    expected = real.double().numpy()
+    expected = (expected - expected.mean()) / (expected.std(ddof=1) + 1e-8)
+    np.testing.assert_allclose(group_advantages(real, 2.5), expected, rtol=1e-6)
 
 
 def test_ratio_one_gives_minus_the_advantage_with_its_gradient() -> None:

@@ -33,6 +33,7 @@ def scorer(**reward) -> Scorer:
 def module(monkeypatch):
     held = types.ModuleType("own_rewards")
     held.brightness = lambda device, scale=1.0: lambda images, prompt: scale * images.mean(axis=(1, 2, 3))
+    held.flat = lambda device: lambda images, prompt: np.full(len(images), -0.9)
     held.broken = lambda device: lambda images, prompt: np.zeros(2)
     monkeypatch.setitem(sys.modules, "own_rewards", held)
 
@@ -55,6 +56,11 @@ def test_a_weighted_sum_with_normalised_terms(module):
     assert np.allclose(made.rewards, 2 * main.rewards + 0.5 * normal, atol=1e-4)
     assert made.terms == {"main": pytest.approx(main.rewards.mean()), "own": pytest.approx(light.mean())}
     assert main.terms == {}
+
+
+def test_a_normalised_term_without_spread_adds_nothing(module):
+    own = {"import": "own_rewards:flat", "normalise": True}
+    assert (scorer(weight=0, terms={"own": own}).score(IMAGES[:3], SAFE).rewards == 0).all()
 
 
 def test_a_term_without_a_model_shares_the_main_one(monkeypatch):
