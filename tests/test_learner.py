@@ -67,7 +67,7 @@ def test_gradient_equals_a_loop_over_timesteps(small, trainable, noise):
 def test_a_group_of_equal_rewards_teaches_nothing(small, scale):
     learner = {"kl_weight": 0.0, "advantage_scale": scale}
     config = small(prompts={"per_iteration": 1, "unsafe_share": None}, learner=learner)
-    learner, policy, task, trajectory = learner_and_group(config)
+    learner, _, task, trajectory = learner_and_group(config)
     report = learner.accumulate(task, trajectory, scores([-0.9] * 3))
     assert report.reward_std == 0
     assert learner.step().grad_norm == 0

@@ -188,14 +188,36 @@ class Embedders:
 
 
 def _batch_preprocess(settings: dict[str, Any]) -> v2.Compose:
-    """open_clip's own preprocessing of PIL images (resize shortest side, centre crop, normalise), for tensors."""
+    """open_clip's own preprocessing of PIL images (resize and crop or pad by its mode, normalise), for tensors."""
+    from open_clip.transform import CenterCropOrPad
+
     size = settings["size"]
     size = [size, size] if isinstance(size, int) else list(size)
+    mode, bilinear = settings["resize_mode"], settings["interpolation"] == "bilinear"
+    # As there: `random` is for training, and a size that is not square knows no other than bicubic.
+    bilinear = bilinear and not (mode == "shortest" and size[0] != size[1])
+    how = v2.InterpolationMode.BILINEAR if bilinear else v2.InterpolationMode.BICUBIC
+
+    def resize(images: torch.Tensor) -> torch.Tensor:
+        return v2.functional.resize(images, _resized(images, size, mode), how, antialias=True)
+
     return v2.Compose(
         [
-            v2.Resize(size[0], interpolation=v2.InterpolationMode(settings["interpolation"]), antialias=True),
-            v2.CenterCrop(size),
+            resize,
+            CenterCropOrPad(size, settings["fill_color"]),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(settings["mean"], settings["std"]),
         ]
     )
+
+
+def _resized(images: torch.Tensor, size: list[int], mode: str) -> list[int]:
+    """The size before crop and pad; one number is the shorter side's."""
+    if mode == "squash":
+        return size
+    if mode == "shortest" and size[0] == size[1]:
+        return size[:1]
+    sides = images.shape[-2:]
+    ratios = [side / target for side, target in zip(sides, size, strict=True)]
+    ratio = max(ratios) if mode == "longest" else min(ratios)
+    return [round(side / ratio) for side in sides]
