@@ -146,7 +146,7 @@ spreads: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=GROUPS))
 
 
 def advantages(rewards_G: torch.Tensor, label: str) -> torch.Tensor:
-    """Rewards centred in their group, over a standard deviation pooled over the latest groups of the same kind."""
+    """Rewards centred in their group, over a standard deviation pooled over the latest groups of the same kind; float64."""
     spreads[label].append(rewards_G.var().item())
     pooled = math.sqrt(sum(spreads[label]) / len(spreads[label]))
     return ((rewards_G - rewards_G.mean()) / (pooled + 1e-8)).clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP)
@@ -155,7 +155,7 @@ def advantages(rewards_G: torch.Tensor, label: str) -> torch.Tensor:
 def accumulate(iteration: int, group: int, prompt: SandboxPrompt) -> None:
     """Draw and score one group, and add the gradient of its share of the loss."""
     states, old_log_probs, base_means, images = rollout(iteration, group, prompt)
-    advantages_G = advantages(reward(images, prompt), prompt.label)
+    advantages_G = advantages(reward(images, prompt).double(), prompt.label).float()
     # All images still are one state at the first trained step, so it is evaluated once.
     first = states[0][:1]
     latents = torch.cat([first, *states[1:NOISY_STEPS]])
