@@ -10,13 +10,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
-from sdr1.errors import UserError
-from sdr1.plain_data import checked, parse_overrides
+from sdr1.errors import UserError, reason
+from sdr1.plain_data import checked, parse_overrides, read_yaml
 from sdr1.rewards.terms import AnyTerm, EmbeddingTerm
 from sdr1.rewards.terms.embedding import AnchorsConfig as AnchorsConfig
 from sdr1.section import SANDBOX as SANDBOX
 from sdr1.section import Device, Section
 from sdr1.types import Label
+
+MOST_SEED = 2**63 - 1
+MOST_ITERATIONS = 10_000_000
+MOST_SECONDS = 10_000_000.0
+MOST_WORKERS = 10_000
+"""Above these a number is a slip of the hand, not a wish."""
+Beta = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 
 class RunConfig(Section):
@@ -29,11 +36,13 @@ class RunConfig(Section):
     task_timeout: FiniteFloat = Field(
         600.0,
         gt=0,
+        le=MOST_SECONDS,
         description="Seconds after which a worker that has not answered one call is replaced.",
     )
     start_timeout: FiniteFloat = Field(
         900.0,
         gt=0,
+        le=MOST_SECONDS,
         description="The same for a worker's start, from when the cluster has room for it: it imports libraries and "
         "reads models. Waiting for room has no end. A worker that freezes while it starts is missed for so long.",
     )
@@ -43,13 +52,16 @@ class RunConfig(Section):
         "for a machine that has no other.",
     )
     threads: int = Field(
-        1, ge=1, description="Torch threads of every process; part of the result's identity on the CPU."
+        1,
+        ge=1,
+        le=1024,
+        description="Torch threads of every process; part of the result's identity on the CPU.",
     )
 
 
 class LoraConfig(Section):
-    rank: int = Field(16, ge=1, description="Rank of the low-rank update.")
-    alpha: float = Field(16.0, gt=0, description="The update is scaled by alpha / rank.")
+    rank: int = Field(16, ge=1, le=4096, description="Rank of the low-rank update.")
+    alpha: FiniteFloat = Field(16.0, ge=1e-3, le=1e5, description="The update is scaled by alpha / rank.")
     target_modules: tuple[str, ...] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"),
         description="Names of the UNet's linear layers that get an adapter.",
@@ -74,7 +86,10 @@ class PolicyConfig(Section):
         None, description="UNet to put over the base's: a diffusers UNet folder, or a .safetensors file."
     )
     size: int | None = Field(
-        None, ge=8, description="Height and width of the images in pixels; None is the model's own size."
+        None,
+        ge=8,
+        le=8192,
+        description="Height and width of the images in pixels; None is the model's own size.",
     )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
@@ -92,14 +107,15 @@ class PolicyConfig(Section):
         "full", description="Train the whole UNet, or peft LoRA adapters on it."
     )
     lora: LoraConfig = Field(LoraConfig(), description="The adapters, when `trainable` is `lora`.")
-    steps: int = Field(50, ge=2, description="DDIM steps of a rollout.")
+    steps: int = Field(50, ge=2, le=10_000, description="DDIM steps of a rollout.")
     guidance_scale: FiniteFloat = Field(
         5.0,
         ge=1,
+        le=1000,
         description="Classifier-free guidance in rollout and learner; 1 evaluates the UNet once a step.",
     )
     eta: FiniteFloat = Field(
-        1.0, gt=0, le=1, description="DDIM noise level inside the noise window (0 outside)."
+        1.0, ge=1e-4, le=1, description="DDIM noise level inside the noise window (0 outside)."
     )
     noise_window: tuple[int, int] | None = Field(
         None,
@@ -155,14 +171,18 @@ class PromptSource(Section):
 
 
 class MixedSource(PromptSource):
-    weight: FiniteFloat = Field(1.0, gt=0, description="Share of the groups, relative to the other weights.")
+    weight: FiniteFloat = Field(
+        1.0, ge=1e-6, le=1e6, description="Share of the groups, relative to the other weights."
+    )
 
 
 class PromptsConfig(PromptSource):
     mix: tuple[MixedSource, ...] = Field(
         (), description="Several sources with weights, in place of `path` and its labels."
     )
-    per_iteration: int = Field(32, ge=1, description="Groups an iteration; each group is one prompt.")
+    per_iteration: int = Field(
+        32, ge=1, le=100_000, description="Groups an iteration; each group is one prompt."
+    )
     unsafe_share: FiniteFloat | None = Field(
         None,
         ge=0,
@@ -178,8 +198,10 @@ class PromptsConfig(PromptSource):
 class Elastic(Section):
     """A fleet that follows what the cluster can give."""
 
-    min: int = Field(1, ge=1, description="Workers that training waits for.")
-    max: int = Field(ge=1, description="Workers asked for; those beyond `min` join when resources appear.")
+    min: int = Field(1, ge=1, le=MOST_WORKERS, description="Workers that training waits for.")
+    max: int = Field(
+        ge=1, le=MOST_WORKERS, description="Workers asked for; those beyond `min` join when resources appear."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Elastic:
@@ -190,7 +212,7 @@ class Elastic(Section):
 
 # A plain union would answer a mistake in {min, max} with "should be an integer".
 Workers = Annotated[
-    Annotated[int, Field(ge=1), Tag("int")] | Annotated[Elastic, Tag("Elastic")],
+    Annotated[int, Field(ge=1, le=MOST_WORKERS), Tag("int")] | Annotated[Elastic, Tag("Elastic")],
     Discriminator(lambda value: "Elastic" if isinstance(value, dict | Elastic) else "int"),
 ]
 
@@ -210,7 +232,7 @@ class RolloutConfig(Section):
         "so that rollout workers never wait for the learner.",
     )
     group_size: int = Field(
-        16, ge=2, description="Images of one prompt; advantages compare them, so at least 2."
+        16, ge=2, le=10_000, description="Images of one prompt; advantages compare them, so at least 2."
     )
     device: Device = Field("cpu", description="Device of every rollout actor; `cuda` takes one GPU an actor.")
 
@@ -227,7 +249,9 @@ class RewardConfig(EmbeddingTerm):
         description="Further terms by name; the reward is the weighted sum of the main term and these. Kinds: "
         "steered, plain, negative, nudenet, q16, http, or {import: 'module:factory'}.",
     )
-    batch: int = Field(64, ge=1, description="Images that the encoder takes in one forward pass, at most.")
+    batch: int = Field(
+        64, ge=1, le=100_000, description="Images that the encoder takes in one forward pass, at most."
+    )
     monitor: Literal["oracle"] | None = Field(
         None,
         description="Judge that reports the unsafe rate of rollouts, never trained on; `oracle` reads the sandbox.",
@@ -255,27 +279,32 @@ class RewardConfig(EmbeddingTerm):
 
 
 class LearnerConfig(Section):
-    learning_rate: FiniteFloat = Field(1e-5, gt=0, description="AdamW learning rate.")
+    learning_rate: FiniteFloat = Field(1e-5, gt=0, le=1, description="AdamW learning rate.")
     decay_start: FiniteFloat = Field(
         1.0,
         ge=0,
         le=1,
         description="Share of the run after which the learning rate falls exponentially to a tenth at its end; 1 keeps it.",
     )
-    betas: tuple[FiniteFloat, FiniteFloat] = Field((0.9, 0.999), description="AdamW betas.")
-    weight_decay: FiniteFloat = Field(1e-4, ge=0, description="AdamW weight decay.")
-    max_grad_norm: FiniteFloat = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW betas.")
+    weight_decay: FiniteFloat = Field(1e-4, ge=0, le=10, description="AdamW weight decay.")
+    max_grad_norm: FiniteFloat = Field(1.0, ge=1e-6, le=1e6, description="Gradient norm is clipped to this.")
     clip_range: FiniteFloat = Field(
-        1e-4, gt=0, description="c of the clipped ratio [1-c, 1+c]; log-probs are means over dimensions."
+        1e-4,
+        ge=1e-9,
+        le=1,
+        description="c of the clipped ratio [1-c, 1+c]; log-probs are means over dimensions.",
     )
-    advantage_clip: FiniteFloat = Field(2.5, gt=0, description="Advantages are clamped to +- this.")
+    advantage_clip: FiniteFloat = Field(
+        2.5, ge=1e-3, le=1e3, description="Advantages are clamped to +- this."
+    )
     advantage_scale: Literal["group", "pooled"] = Field(
         "group",
         description="Divide a group's centred rewards by its own standard deviation, or by that pooled over the "
         "latest iteration's worth of groups with the same label.",
     )
     kl_weight: FiniteFloat = Field(
-        0.0, ge=0, description="beta of the KL to the base model; 0 evaluates no reference."
+        0.0, ge=0, le=1e6, description="beta of the KL to the base model; 0 evaluates no reference."
     )
     kl_on: Literal["all", "safe"] = Field("all", description="Prompts whose groups carry the KL term.")
     groups_per_update: int | None = Field(
@@ -284,11 +313,15 @@ class LearnerConfig(Section):
         description="Groups of one optimizer step; must divide prompts.per_iteration. None: all of them.",
     )
     micro_batch: int = Field(
-        32, ge=1, description="Transitions (sample x timestep) of one forward and backward pass."
+        32,
+        ge=1,
+        le=1_000_000,
+        description="Transitions (sample x timestep) of one forward and backward pass.",
     )
     ranks: int = Field(
         1,
         ge=1,
+        le=1024,
         description="Data-parallel learner processes that split samples x timesteps of every group; `cuda` takes one "
         "GPU a rank. For a fixed number the result is the same bits; another number differs by float rounding.",
     )
@@ -297,9 +330,14 @@ class LearnerConfig(Section):
 
 class TrainingEvaluationConfig(Section):
     every: int = Field(
-        0, ge=0, description="Iterations between evaluations of the current weights beside training; 0: none."
+        0,
+        ge=0,
+        le=MOST_ITERATIONS,
+        description="Iterations between evaluations of the current weights beside training; 0: none.",
     )
-    images: int = Field(12, ge=1, description="Images behind each concept's and each task's rate.")
+    images: int = Field(
+        12, ge=1, le=100_000, description="Images behind each concept's and each task's rate."
+    )
 
 
 class TrackingConfig(Section):
@@ -308,14 +346,17 @@ class TrackingConfig(Section):
     )
     experiment: str = Field("sdr1", description="MLflow experiment.")
     wait_seconds: FiniteFloat = Field(
-        60.0, ge=0, description="How long the end of a run waits for an MLflow server that is away."
+        60.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="How long the end of a run waits for an MLflow server that is away.",
     )
-    images_every: int = Field(10, ge=1, description="Iterations between sample grids.")
+    images_every: int = Field(10, ge=1, le=MOST_ITERATIONS, description="Iterations between sample grids.")
 
 
 class CheckpointConfig(Section):
-    every: int = Field(1, ge=1, description="Iterations between checkpoints.")
-    keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
+    every: int = Field(1, ge=1, le=MOST_ITERATIONS, description="Iterations between checkpoints.")
+    keep: int = Field(2, ge=1, le=MOST_ITERATIONS, description="Newest checkpoints kept.")
     best: str | None = Field(
         None,
         description="Metric whose best checkpoint is kept too, e.g. reward_unsafe, or -unsafe_rate where less is "
@@ -326,8 +367,10 @@ class CheckpointConfig(Section):
 class Config(Section):
     """A training run."""
 
-    seed: int = Field(0, ge=0, description="Every random choice of the run follows from it.")
-    iterations: int = Field(300, ge=1, description="Rounds of rollout, reward and update.")
+    seed: int = Field(0, ge=0, le=MOST_SEED, description="Every random choice of the run follows from it.")
+    iterations: int = Field(
+        300, ge=1, le=MOST_ITERATIONS, description="Rounds of rollout, reward and update."
+    )
     run: RunConfig = RunConfig()
     policy: PolicyConfig = PolicyConfig()
     prompts: PromptsConfig = PromptsConfig()
@@ -419,18 +462,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         UserError: the file, an override or a value is wrong; the message names field, value and fix.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"CONFIG: no file {path}; give a YAML file such as configs/sandbox.yaml")
-    changes = parse_overrides(overrides)
+    changes, path = parse_overrides(overrides), Path(path)
+    held = read_yaml(path, "CONFIG")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), changes)
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise UserError(f"CONFIG: {path} cannot be read: {' '.join(str(error).split())}") from error
+        values = OmegaConf.to_container(OmegaConf.merge(held, changes), resolve=True)
+    except Exception as error:
+        # Interpolations, and overrides of what is no mapping in the file.
+        raise UserError(
+            f"CONFIG: {path} cannot be read: {reason(error)}; mend the file or the override"
+        ) from error
     return validate(values)
 
 

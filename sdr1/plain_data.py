@@ -3,11 +3,13 @@ back."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
+import yaml
 from pydantic import BaseModel
 from pydantic_core import from_json
 
@@ -59,6 +61,33 @@ def read_json(path: Path, field: str = "") -> Any:
     return parse_json(content.removeprefix(b"\xef\xbb\xbf"), place)
 
 
+def read_yaml(path: Path, field: str) -> Any:
+    """An omegaconf container of a YAML file in UTF-8; `field` is what the user named it by.
+
+    Raises:
+        UserError: it is missing, no regular file, larger than 1 MB, or no YAML of plain data.
+    """
+    from omegaconf import OmegaConf
+
+    place = f"{field}: {path}"
+    if not path.is_file():
+        raise UserError(f"{field}: no file {path}; give a YAML file")
+    if path.stat().st_size > _MOST_YAML:
+        raise UserError(f"{place}: larger than {_MOST_YAML:,} bytes; give a YAML file of settings")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} cannot be read: not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from error
+    try:
+        _require_plain(text)
+        return OmegaConf.create(text)
+    except Exception as error:
+        # Whatever PyYAML and omegaconf raise at it, the text is what is wrong.
+        raise UserError(f"{place} cannot be read: {_told(error)}; write it as YAML") from error
+
+
 def parse_overrides(overrides: Sequence[str]) -> Any:
     """An omegaconf mapping of `section.key=value` arguments.
 
@@ -66,18 +95,48 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
         UserError: an argument is none.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     for override in overrides:
-        if "=" not in override:
-            raise UserError(f"override: {override!r} has no '='; write it as section.key=value")
+        key, equals, value = override.partition("=")
+        place = f"override: {shown(override)}"
+        if not equals:
+            raise UserError(f"{place} has no '='; write it as section.key=value")
+        if not 0 < len(key) <= 200:
+            raise UserError(f"{place} has a key of {len(key):,} letters; write it as section.key=value")
         try:
+            _require_plain(value)
             OmegaConf.from_dotlist([override])
-        except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"override: {override!r} cannot be read: {reason}") from error
+        except Exception as error:
+            raise UserError(
+                f"{place} cannot be read: {_told(error)}; write it as section.key=value"
+            ) from error
     return OmegaConf.from_dotlist(list(overrides))
+
+
+_MOST_YAML = 2**20
+
+
+def _require_plain(text: str) -> None:
+    """Raise an error unless the YAML is shallow and free of aliases."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > 50:
+            raise ValueError("nested deeper than 50")
+        # A few lines of them stand for more values than any memory holds.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"*{event.anchor} is an alias; write the value out")
+
+
+def _told(error: Exception) -> str:
+    # PyYAML says on its later lines what is wrong, and where.
+    return textwrap.shorten(str(error) or repr(error), 200, placeholder=" ...")
+
+
+def shown(value: Any) -> str:
+    """A value for the middle of a line: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:60]} ... ({len(text):,} letters)"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -102,17 +161,25 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
         message = str(first["ctx"]["error"])
         return (message if not field or message.startswith(field) else f"{field}: {message}") + more
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key; close to it: {_close_keys(field, model)}{more}"
+        if isinstance(first["input"], dict) and first["input"]:
+            field = f"{field}.{next(iter(flatten(first['input'])))}"
+        return f"{shown(field)[1:-1]}: unknown key; close to it: {_close_keys(field, model)}{more}"
+    if first["type"] == "odd_value":
+        name, problem = first["ctx"]["name"], first["ctx"]["problem"]
+        return f"{'.'.join(filter(None, (field, name)))}: {shown(first['input'][name])}: {problem}{more}"
+    if first["type"] == "missing":
+        return f"{field}: required; give a value{more}"
     if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
-        return f"{field}: {first['input']!r}: no such device; use cpu, cuda or cuda:N{more}"
-    return f"{field}: {first['input']!r}: {first['msg'].lower()}{more}"
+        return f"{field}: {shown(first['input'])}: no such device; use cpu, cuda or cuda:N{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{field}: {shown(first['input'])}: {message}{more}"
 
 
 def _close_keys(field: str, model: type[BaseModel]) -> str:
     import difflib
 
     keys = [key for key, _ in describe(model)]
-    return ", ".join(difflib.get_close_matches(field, keys, n=3, cutoff=0.4)) or "none"
+    return ", ".join(difflib.get_close_matches(field[:200], keys, n=3, cutoff=0.4)) or "none"
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:

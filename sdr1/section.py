@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import PurePath
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 SANDBOX = "sandbox"
 """The name that stands for the models, prompts and oracle shipped with the package."""
@@ -16,3 +19,31 @@ class Section(BaseModel):
     """Frozen, and closed to fields that it does not have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        """Refuse what pydantic would turn into a number, or a file system into an error."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            problem = _problem(value, cls.model_fields.get(name))
+            if problem is not None:
+                raise PydanticCustomError("odd_value", "{problem}", {"name": name, "problem": problem})
+        return values
+
+
+def _problem(value: Any, field: FieldInfo | None) -> str | None:
+    if isinstance(value, str | PurePath) and "://" not in str(value):
+        text = str(value)
+        longest = max(len(part.encode("utf-8", "surrogateescape")) for part in text.split("/"))
+        if longest > 255 or len(text) > 4000:
+            return f"{longest} bytes without a slash; no name has more than 255: shorten it"
+        return "holds a NUL character; take it out" if "\0" in text else None
+    if field is not None and not _takes(field.annotation, (bool, Any)):
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, bool):
+                return "yes, no, true and false are no value here; give a number or a text"
+    return None
+
+
+def _takes(annotation: Any, types: tuple[Any, ...]) -> bool:
+    return annotation in types or any(_takes(each, types) for each in get_args(annotation))

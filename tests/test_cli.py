@@ -81,12 +81,60 @@ def test_every_command_teaches_with_an_example(command: str, capsys: pytest.Capt
     assert f"Example: sdr1 {command}" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(
-    "arguments", [["bogus"], ["train"], ["train", SMOKE, "--bogus"], ["sandbox", "demo", "--images", "0"]]
-)
-def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+USAGE = {
+    "no such command": (["bogus"], ["'bogus'", "see `sdr1 --help`"]),
+    "no argument": (["train"], ["'CONFIG'", "see `sdr1 train --help`"]),
+    "no option": (["sample", "x"], ["'--prompt'", "see `sdr1 sample --help`"]),
+    "option misspelt": (["train", SMOKE, "--bogus"], ["--bogus", "see `sdr1 train --help`"]),
+    "option without its value": (["train", SMOKE, "--resume"], ["'--resume'", "requires an argument"]),
+    "number too small": (["sandbox", "demo", "--images", "0"], ["--images: '0': ", "equal to 1", "--help"]),
+    "number too large": (
+        ["prompts", "compose", "--count", "1" + "0" * 30, "a.jsonl"],
+        ["--count: '1000", "less"],
+    ),
+    "seed too large": (["sample", "x", "--prompt", "a", "--seed", "9" * 30], ["--seed: '999", "less"]),
+    "guidance without end": (
+        ["sample", "x", "--prompt", "a", "--guidance-scale", "inf"],
+        ["--guidance-scale: 'inf'"],
+    ),
+    "no number": (["prompts", "compose", "--count", "x", "a.jsonl"], ["--count: 'x'", "integer"]),
+    "unknown choice": (["sandbox", "draw", "x"], ["'x' is not one of 'world'", "sdr1 sandbox draw --help"]),
+    "too many arguments": (["config", "schema", "more"], ["(more)", "see `sdr1 config schema --help`"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), USAGE.values(), ids=USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(arguments) == 2
-    assert "Traceback" not in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    said = capsys.readouterr()
+    assert "Usage: sdr1" in said.out + said.err
+    assert "error" not in said.err
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "check", "\x1b[31m\u2028\x85.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("out", ["{tmp}/file/x.jsonl", "/proc/none/x.jsonl", "{tmp}/" + "a" * 300 + ".jsonl"])
+def test_what_the_file_system_refuses_is_one_line(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["prompts", "compose", "--count", "2", out.replace("{tmp}", str(tmp_path))]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /")
 
 
 def test_train_passes_the_config_and_ends_with_the_checksum(

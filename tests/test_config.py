@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,47 @@ BAD = [
     ("misspelt bound", "", ["reward.workers.mx=2"], ["reward.workers.", "reward.workers"]),
     ("no workers", "rollout: {workers: 0}", [], ["rollout.workers", "0", "1"]),
     ("odd workers", "rollout: {workers: many}", [], ["rollout.workers", "'many'", "integer"]),
+    ("section misspelt", "", ["polcy.steps=1"], ["polcy.steps: unknown key; close to it: policy.steps"]),
+    (
+        "a word's capitals",
+        "policy: {trainable: Full}",
+        [],
+        ["policy.trainable: 'Full': input should be 'full'"],
+    ),
+    ("yes for a number", "rollout: {workers: yes}", [], ["rollout.workers: True", "give a number"]),
+    ("true in a pair", "learner: {betas: [true, 0.9]}", [], ["learner.betas", "True", "give a number"]),
+    ("true for a term's weight", "reward: {terms: {a: {kind: plain, weight: true}}}", [], ["weight: True"]),
+    ("alpha of LoRA infinite", "policy: {lora: {alpha: .inf}}", [], ["policy.lora.alpha", "inf", "finite"]),
+    (
+        "a rate beyond sense",
+        "",
+        ["learner.learning_rate=1e30"],
+        ["learner.learning_rate", "1e+30", "less than"],
+    ),
+    ("beta of 1", "learner: {betas: [0.9, 1]}", [], ["learner.betas.1", "1", "less than 1"]),
+    ("rank beyond sense", "", ["policy.lora.rank=1000000000"], ["policy.lora.rank", "1000000000", "4096"]),
+    ("size beyond sense", "", ["policy.size=1000000000"], ["policy.size", "8192"]),
+    ("groups without end", "", ["prompts.per_iteration=1000000000000"], ["prompts.per_iteration", "100000"]),
+    ("images without end", "", ["rollout.group_size=1000000000"], ["rollout.group_size", "10000"]),
+    ("a long seed", "", ["seed=" + "9" * 3000], ["seed: 999", "(3,000 letters)", "less than or equal"]),
+    ("a longer seed", "", ["seed=" + "9" * 5000], ["override: 'seed=999", "(5,007 letters)", "4300"]),
+    ("a long key", "", ["a" * 5000 + "=1"], ["override: 'aaa", "5,000 letters"]),
+    ("a deep key", "", [".".join("a" * 2000) + "=1"], ["override: 'a.a.", "3,999 letters"]),
+    ("a long name", "", ["policy.model=" + "a" * 300], ["policy.model: 'aaa", "300 bytes", "255"]),
+    ("a NUL", 'prompts: {path: "a\\0b"}', [], ["prompts.path", "NUL", "take it out"]),
+    ("brackets in an override", "", ["seed=" + "[" * 1000 + "]" * 1000], ["seed=[[[", "deeper than 50"]),
+    ("brackets in a key", "", ["[=1"], ["override: '[=1'", "section.key=value"]),
+    ("brackets in the file", "seed: " + "[" * 10**5, [], ["CONFIG", "deeper than 50"]),
+    ("aliases that grow", "a: &a [1]\nb: [*a, *a]", [], ["CONFIG", "alias", "write the value out"]),
+    ("a tag that would run", "seed: !!python/object/apply:os.getcwd []", [], ["CONFIG", "tag"]),
+    ("a binary tag", "seed: !!binary aGVsbG8=", [], ["seed", "b'hello'", "integer"]),
+    ("a set", "seed: !!set {1}", [], ["CONFIG"]),
+    ("an escape sequence", "", ["seed=\x1b[31m"], ["override", "special characters"]),
+    ("an interpolation of itself", "", ["seed=${seed}"], ["CONFIG", "Recursive"]),
+    ("a list in place of a section", "", ["policy=[1]"], ["policy: [1]", "dictionary"]),
+    ("a key of a number", "1: 2", [], ["1: 1: keys should be strings"]),
+    ("file is a word", "word", [], ["word", "unknown key"]),
+    ("file is a number", "5", [], ["CONFIG"]),
     ("file is a list", "- 1", [], ["CONFIG"]),
     ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
 ]
@@ -139,10 +181,19 @@ def test_a_mistake_is_one_line_with_field_value_and_fix(
         assert part in message
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.yaml", tmp_path):
+def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml"):
         with pytest.raises(UserError, match="CONFIG: no file"):
             load(path)
+
+
+def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(UserError, match="not UTF-8 at byte 6"):
+        load(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="larger than"):
+        load(write(tmp_path, "#" * 2**21))
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

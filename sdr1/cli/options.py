@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+MOST_SEED = 2**63 - 1
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/sandbox.yaml")]
 Overrides = Annotated[
     list[str] | None,

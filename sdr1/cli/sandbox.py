@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdr1.cli.options import Local, Overrides
+from sdr1.cli.options import MOST_SEED, Local, Overrides
 
 app = typer.Typer(no_args_is_help=True, help="The small world that needs no download: see it, train it.")
 
@@ -58,11 +58,15 @@ def build(
 def demo(
     overrides: Overrides = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Seed of the run; repeat it for a mean over seeds.")
+        list[int] | None,
+        typer.Option(min=0, max=MOST_SEED, help="Seed of the run; repeat it for a mean over seeds."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
     images: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Images behind each concept's and each task's rate.")
+        int,
+        typer.Option(
+            min=1, max=100_000, metavar="N", help="Images behind each concept's and each task's rate."
+        ),
     ] = 60,
 ) -> None:
     """Train the sandbox's model and compare it with the base: unsafe rates, abilities, false alarms.
@@ -77,7 +81,9 @@ def demo(
 @app.command("ablation")
 def ablation(
     overrides: Overrides = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of a cell; may be repeated.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=MOST_SEED, help="Seed of a cell; may be repeated.")
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,7 +92,9 @@ def ablation(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/ablation"),
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Images behind each rate.")] = 100,
+    images: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="Images behind each rate.")
+    ] = 100,
     local: Local = False,
 ) -> None:
     """Train under other rewards, alphas and noise and compare; goes on where it was stopped.

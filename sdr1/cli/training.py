@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sdr1.cli.options import ConfigFile, Overrides
+from sdr1.cli.options import MOST_SEED, ConfigFile, Overrides
 from sdr1.errors import UserError
 
 
@@ -100,14 +100,16 @@ def sample(
         str, typer.Argument(metavar="MODEL", help="Run directory, pipeline folder, hub id or `sandbox`.")
     ],
     prompt: Annotated[list[str], typer.Option(help="Text to draw; may be repeated.")],
-    seed: Annotated[list[int] | None, typer.Option(help="Seed of a column; may be repeated.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, max=MOST_SEED, help="Seed of a column; may be repeated.")
+    ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Drawn as before; default: what a run started from.")
     ] = None,
     scheduler: Annotated[str, typer.Option(help="A diffusers scheduler class.")] = "DDIMScheduler",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[
-        float, typer.Option(min=1, help="Of classifier-free guidance; 1: without it.")
+        float, typer.Option(min=1, max=1000, help="Of classifier-free guidance; 1: without it.")
     ] = 5.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/sample"),
 ) -> None:

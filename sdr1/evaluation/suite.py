@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.run import Pictures, Place, cluster, evaluate
 from sdr1.files import write_text
+from sdr1.plain_data import read_yaml
 
 EVERY_PROTOCOL = [{"protocol": name} for name in PROTOCOLS]
 
@@ -25,12 +24,9 @@ def read(path: Path) -> list[Any]:
     Raises:
         UserError: it is missing, no YAML, or no list.
     """
-    if not path.is_file():
-        raise UserError(f"--suite: {str(path)!r}: no such file; give a yaml list of {{protocol, settings}}")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--suite: {str(path)!r}: cannot be read: {error}") from error
+    from omegaconf import OmegaConf
+
+    entries = OmegaConf.to_container(read_yaml(path, "--suite"))
     if not isinstance(entries, list) or not entries:
         raise UserError(f"--suite: {str(path)!r}: not a list of {{protocol, settings}}")
     return entries

@@ -33,7 +33,9 @@ class Place:
 class TermConfig(Section):
     """Options that all kinds of terms share; a kind adds its own, and says how it is built."""
 
-    weight: FiniteFloat = Field(1.0, description="Factor of this term in the sum of all terms.")
+    weight: FiniteFloat = Field(
+        1.0, ge=-1e6, le=1e6, description="Factor of this term in the sum of all terms."
+    )
     normalise: bool = Field(
         False,
         description="Centre the term in its group and divide by its standard deviation before it is weighted, so that "

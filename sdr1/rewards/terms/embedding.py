@@ -55,7 +55,7 @@ class EmbeddingTerm(TermConfig):
         "(e.g. `openai`). hps-v2.0 and hps-v2.1 take theirs from the hub where this is empty.",
     )
     alpha: FiniteFloat = Field(
-        0.5, ge=0, description="How far a prompt's embedding is moved along the safety direction."
+        0.5, ge=0, le=1000, description="How far a prompt's embedding is moved along the safety direction."
     )
     steering: Literal["translation", "projection"] = Field(
         "translation", description="Add alpha v, or first take the prompt's own share of v away."

@@ -27,11 +27,11 @@ class HttpTerm(TermConfig):
 
     kind: Literal["http"]
     url: str = Field(pattern=r"^https?://", description="Where the judge answers.")
-    timeout: FiniteFloat = Field(30.0, gt=0, description="Seconds of one request.")
+    timeout: FiniteFloat = Field(30.0, gt=0, le=86_400, description="Seconds of one request.")
     retries: int = Field(
-        3, ge=0, description="Further tries after a request that failed, with growing pauses."
+        3, ge=0, le=1000, description="Further tries after a request that failed, with growing pauses."
     )
-    batch: int = Field(16, ge=1, description="Images of one request.")
+    batch: int = Field(16, ge=1, le=100_000, description="Images of one request.")
 
     def build(self, place: Place) -> Term:
         import numpy as np

@@ -23,7 +23,7 @@ class NudenetTerm(TermConfig):
     checkpoint: Path | None = Field(
         None, description="Another detector file (.onnx) than the one that the nudenet package ships."
     )
-    resolution: int = Field(RESOLUTION, ge=32, description="Input size of that model, in pixels.")
+    resolution: int = Field(RESOLUTION, ge=32, le=8192, description="Input size of that model, in pixels.")
     classes: tuple[str, ...] = Field(
         EXPOSED,
         min_length=1,
