@@ -16,7 +16,9 @@ from sdr1.files import write_text
 from sdr1.policy import Policy
 from sdr1.prompts import sources
 
-Part = Literal["pipeline", "unet", "lora"]
+Part = Literal["pipeline", "unet", "lora", "kohya"]
+"""`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
+KOHYA_FILE = "lora.safetensors"
 
 _USE = """\
 This model was trained to draw fewer unsafe pictures. It lowers their rate, it does not exclude them: keep filters and
@@ -37,8 +39,8 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     if found is None:
         raise UserError(f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run")
     config = validate(found.config)
-    if part == "lora" and config.policy.trainable != "lora":
-        raise UserError("--part: 'lora': this run trained the whole UNet; use pipeline or unet")
+    if part in ("lora", "kohya") and config.policy.trainable != "lora":
+        raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -57,18 +59,28 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
 def _write(policy: Policy, part: Part, folder: Path) -> None:
     if part == "pipeline":
         policy.save(folder)
-        return
-    whole = folder / "whole"
-    policy.save(whole)
-    for file in (whole / part).iterdir():
-        file.rename(folder / file.name)
-    shutil.rmtree(whole)
+    elif part == "lora":
+        policy.save_adapter(folder)
+    elif part == "kohya":
+        from diffusers.utils import convert_state_dict_to_kohya
+        from safetensors.torch import save_file
+
+        layers = {f"unet.{name}": layer for name, layer in policy.adapter().items()}
+        save_file(convert_state_dict_to_kohya(layers), folder / KOHYA_FILE)
+    else:
+        whole = folder / "whole"
+        policy.save(whole)
+        for file in (whole / part).iterdir():
+            file.rename(folder / file.name)
+        shutil.rmtree(whole)
 
 
 _LOADING = {
     "pipeline": "StableDiffusionPipeline.from_pretrained(HERE)",
     "unet": "StableDiffusionPipeline.from_pretrained(BASE, unet=UNet2DConditionModel.from_pretrained(HERE))",
     "lora": "StableDiffusionPipeline.from_pretrained(BASE); pipeline.load_lora_weights(HERE)",
+    "kohya": "StableDiffusionPipeline.from_pretrained(BASE); "
+    f"pipeline.load_lora_weights(HERE, weight_name={KOHYA_FILE!r})",
 }
 
 

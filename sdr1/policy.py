@@ -246,18 +246,30 @@ class Policy:
         pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The LoRA layers under peft's names, alpha / rank multiplied in: readers take alpha for rank."""
+        from peft import get_peft_model_state_dict
+
+        scale = self.config.lora.alpha / self.config.lora.rank
+        return {
+            name: (layer * scale if ".lora_B." in name else layer).contiguous()
+            for name, layer in get_peft_model_state_dict(self.unet).items()
+        }
+
     def save(self, folder: Path) -> None:
         """Write a diffusers pipeline with the trained UNet (LoRA merged); with LoRA also `lora/`, the adapter alone."""
         pipeline = copy.deepcopy(self.pipeline)
         if self.config.trainable == "lora":
-            from diffusers import StableDiffusionPipeline
-            from peft import get_peft_model_state_dict
-
-            layers = {k: v.contiguous() for k, v in get_peft_model_state_dict(self.unet).items()}
-            StableDiffusionPipeline.save_lora_weights(folder / "lora", unet_lora_layers=layers)
+            self.save_adapter(folder / "lora")
             pipeline.unet.fuse_lora()
             pipeline.unet.unload_lora()
         pipeline.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write `adapter` as diffusers does."""
+        from diffusers import StableDiffusionPipeline
+
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.adapter())
 
 
 def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 from huggingface_hub import HfApi
 from PIL import Image
+from safetensors.torch import load_file
 
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Sampler
 from sdr1.export import export, model_card
 from sdr1.sample import _resolve, sample
+from sdr1.sandbox import PIPELINE
 from sdr1.train import train
 from tests import tiny
 
@@ -62,6 +67,42 @@ def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
         export(run, out)
     with pytest.raises(UserError, match="no such scheduler"):
         sample(str(run), ["x"], [0], tmp_path / "p", Sampler("StableDiffusionPipeline"))
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 16), (3, 1)])
+def test_an_adapter_carries_its_scale_into_plain_diffusers(small, tmp_path, rank, alpha):
+    lora = {"rank": rank, "alpha": alpha}
+    config = small(policy={"lora": lora, "channels_last": True}, learner={"learning_rate": 1e-2})
+    made = train(config, local=True)
+    run = config.run.directory
+
+    def draw(model, *adapter, **options):
+        pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, dtype=torch.float32)
+        if adapter:
+            pipeline.load_lora_weights(*adapter, **options)
+        pipeline.set_progress_bar_config(disable=True)
+        noise = torch.Generator().manual_seed(0)
+        return pipeline("a red circle", num_inference_steps=2, generator=noise, output_type="np").images
+
+    merged = draw(made.model)
+    assert np.abs(merged - draw(PIPELINE)).max() > 1e-2
+    assert draw(PIPELINE, made.model / "lora") == pytest.approx(merged, abs=1e-3)
+    assert draw(PIPELINE, export(run, tmp_path / "lora", "lora")) == pytest.approx(merged, abs=1e-3)
+    kohya = export(run, tmp_path / "kohya", "kohya")
+    assert draw(PIPELINE, kohya, weight_name="lora.safetensors") == pytest.approx(merged, abs=1e-3)
+    # As programs read it that know kohya's names alone: alpha / rank * up @ down on the layer of that name.
+    held = load_file(kohya / "lora.safetensors")
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    up, down, scale = (
+        held[f"lora_unet_{name.replace('.', '_')}.{part}"]
+        for part in ("lora_up.weight", "lora_down.weight", "alpha")
+    )
+    assert len(down) == rank
+    base, trained = (
+        load_file(Path(model) / "unet" / "diffusion_pytorch_model.safetensors")[f"{name}.weight"]
+        for model in (PIPELINE, made.model)
+    )
+    torch.testing.assert_close(scale / rank * up @ down, trained - base, atol=1e-6, rtol=1e-3)
 
 
 def test_an_export_goes_to_a_private_repository_of_the_hub(small, tmp_path, monkeypatch):

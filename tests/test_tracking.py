@@ -42,7 +42,8 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
 
 def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    config = small(iterations=1, policy={"trainable": "lora"}, tracking={"enabled": True})
+    policy = {"trainable": "lora", "lora": {"rank": 4, "alpha": 16}}
+    config = small(iterations=1, policy=policy, tracking={"enabled": True})
     result = train(config, local=True)
     sheet = tmp_path / "before_after.png"
     sheet.write_bytes(b"picture")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -78,7 +78,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write; default: RUN/export.")
     ] = None,
-    part: Annotated[str, typer.Option(help="pipeline, unet or lora.")] = "pipeline",
+    part: Annotated[
+        str, typer.Option(help="pipeline, unet, lora, or kohya: the adapter for other programs.")
+    ] = "pipeline",
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Private hub repository to upload it to.")
     ] = None,
@@ -87,11 +89,12 @@ def export(
 
     Example: `sdr1 export outputs/sandbox --part unet --out outputs/safer-unet`
     """
-    parts = ("pipeline", "unet", "lora")
-    if part not in parts:
-        raise UserError(f"--part: {part!r}: use one of {', '.join(parts)}")
+    from sdr1.export import Part
     from sdr1.export import export as write
 
+    parts = get_args(Part)
+    if part not in parts:
+        raise UserError(f"--part: {part!r}: use one of {', '.join(parts)}")
     print(write(run, out or run / "export", part, push_to_hub))  # type: ignore[arg-type]
 
 
