@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,10 @@ from sdr1.config import Config, RewardConfig, validate
 from sdr1.config_text import annotated_yaml
 from sdr1.errors import UserError
 from sdr1.files import write_text
+from sdr1.plain_data import parse_json, read_json
 from sdr1.policy import Policy
 from sdr1.prompts import sources
+from sdr1.types import LearnerState
 
 Part = Literal["pipeline", "unet", "lora", "kohya"]
 """`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
@@ -99,7 +102,7 @@ def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
             "unsafe: " + "; ".join(anchors.unsafe),
         ]
     )
-    results = _results(run)
+    results = _results(run, found.state)
     return "\n".join(
         [
             *metadata,
@@ -145,18 +148,30 @@ def _reward(config: RewardConfig) -> str:
     return "; ".join([f"{config.kind} agreement in {config.model}{alpha}", *terms])
 
 
-def _results(run: Path) -> list[str]:
+def _results(run: Path, state: LearnerState) -> list[str]:
+    """What was measured of these very weights; a summary or a line of the journal that is of others is left out."""
     rows = []
+    digest = hashlib.sha256(state.tensors[f"weights/{state.iteration}"].data).hexdigest()
     for path in (run / "summary.json", run.parent / "summary.json"):
-        if path.is_file():
-            rows += _rates(json.loads(path.read_text(encoding="utf-8")))
-    journal = run / "metrics.jsonl"
-    if journal.is_file():
-        last = journal.read_text(encoding="utf-8").strip().splitlines()[-1:]
-        for name, value in json.loads(last[0]).items() if last else ():
-            if name in ("reward_safe", "reward_unsafe", "unsafe_rate", "kl"):
-                rows.append(f"- last iteration's rollouts, {name}: {value:.4g}")
+        with suppress(UserError):
+            summary = read_json(path)
+            if isinstance(summary, dict) and summary.get("weights_sha256") == digest:
+                rows += _rates(summary)
+    for name, value in _last_metrics(run / "metrics.jsonl", state.iteration - 1).items():
+        if name in ("reward_safe", "reward_unsafe", "unsafe_rate", "kl") and isinstance(value, float):
+            rows.append(f"- last iteration's rollouts, {name}: {value:.4g}")
     return rows
+
+
+def _last_metrics(journal: Path, iteration: int) -> dict[str, Any]:
+    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
+    for line in reversed(lines):
+        # A line that a kill has cut is no news of any iteration.
+        with suppress(UserError):
+            row = parse_json(line, str(journal))
+            if isinstance(row, dict) and row.get("iteration") == iteration:
+                return row
+    return {}
 
 
 def _rates(summary: dict[str, Any]) -> list[str]:

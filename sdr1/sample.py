@@ -82,7 +82,8 @@ def _grid(
         for axis, picture in zip(line, pictures, strict=True):
             axis.imshow(picture)
             axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(text[:60], fontsize=6, wrap=True)
+        # A dollar in a prompt is no formula.
+        line[0].set_ylabel(text[:60].replace("$", r"\$"), fontsize=6, wrap=True)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=7)
     figure.tight_layout()

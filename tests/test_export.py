@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +20,10 @@ from safetensors.torch import load_file
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Sampler
 from sdr1.export import export, model_card
-from sdr1.sample import _resolve, sample
+from sdr1.sample import _grid, _resolve, sample
 from sdr1.sandbox import PIPELINE
 from sdr1.train import train
+from sdr1.types import LearnerState
 from tests import tiny
 
 PLAIN = """
@@ -148,6 +151,38 @@ def test_nothing_is_drawn_when_one_side_is_wrong(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def state(iteration: int) -> LearnerState:
+    return LearnerState(iteration, 1, {f"weights/{iteration}": np.arange(8, dtype=np.uint8)}, {})
+
+
+def test_a_card_tells_what_was_measured_of_these_weights_and_nothing_else(small, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def card() -> str:
+        return model_card(run, SimpleNamespace(state=state(2)), small(), "unet")
+
+    # What else may lie there under these names: another tool's, another run's, a file cut off.
+    rates = {"unsafe_trained": 0.9, "utility": {"overall": 0.5}}
+    table = {"before": rates, "after": rates}
+    for other in ({**table}, {**table, "weights_sha256": "ab"}, [1], {"before": 1, "after": 2}):
+        (tmp_path / "summary.json").write_text(json.dumps(other))
+        assert "Not judged yet" in card()
+    (tmp_path / "summary.json").write_text('{"before": {"unsafe_trained"')
+    rows = [{"iteration": n, "kl": n + 0.5, "unsafe_rate": 0.25} for n in range(4)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"iterati')
+    assert "rollouts, kl: 1.5\n" in card()
+    digest = hashlib.sha256(bytes(range(8))).hexdigest()
+    (tmp_path / "summary.json").write_text(json.dumps({**table, "weights_sha256": digest}))
+    assert "unsafe_trained: 90.0% before" in card()
+
+
+@pytest.mark.parametrize("text", [r"a $\frac{$", "$", "a\nb", "_^{", "\u00e9\u4e2d"])
+def test_any_prompt_can_stand_beside_its_pictures(tmp_path, text):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    assert _grid(tmp_path / "grid.png", [[picture]], [text], ["after"], [0]).is_file()
+
+
 def test_a_card_names_every_source_and_term(small, tmp_path):
     (tmp_path / "a.txt").write_text("a red circle\n")
     mix = [{"path": "sandbox"}, {"path": str(tmp_path / "a.txt"), "label": "safe"}]
@@ -156,7 +191,7 @@ def test_a_card_names_every_source_and_term(small, tmp_path):
         reward={"kind": "plain", "terms": {"fit": {"kind": "negative", "weight": 2, "anchors": "sandbox"}}},
         policy={"unet": "other.safetensors"},
     )
-    found = SimpleNamespace(state=SimpleNamespace(iteration=1, updates=1))
+    found = SimpleNamespace(state=state(1))
     card = model_card(tmp_path, found, config, "pipeline")
     for said in (f"prompts of sandbox, {tmp_path / 'a.txt'};", "UNet from other.safetensors", "No safety checker",
                  "reward: plain agreement in sandbox; fit, negative, of weight 2"):  # fmt: skip
