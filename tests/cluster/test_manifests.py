@@ -8,13 +8,13 @@ import gzip
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import tomllib
 import yaml
 
 from sdr1.config import load
