@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sdr1.config import load
+from sdr1.plain_data import flatten
 from sdr1.policy import Policy
 from sdr1.prompts import PromptStream
 from sdr1.rewards.steered import SteeredReward
@@ -22,6 +24,29 @@ ON_SANDBOX = ["policy.model=sandbox", "policy.size=null", "policy.precision=floa
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_is_valid(path):
     load(path)
+
+
+def heading(path):
+    return path.read_text().split("seed:")[0].replace("\n# ", " ")
+
+
+LIKE_MAIN = [
+    path for path in sorted(CONFIGS.glob("*.yaml")) if "all is as in sd14-main" in heading(path).lower()
+]
+
+
+@pytest.mark.parametrize("path", LIKE_MAIN, ids=lambda path: path.stem)
+def test_a_heading_names_every_field_that_differs_from_main(path):
+    main, own = (flatten(load(each).model_dump(mode="json")) for each in (CONFIGS / "sd14-main.yaml", path))
+    fields = main.keys() | own.keys()
+    other = {field for field in fields if main.get(field) != own.get(field)} - {"run.directory"}
+    for field in other:
+        assert ("reward.terms" if field.startswith("reward.terms.") else field) in heading(path), field
+    load(path, re.findall(r"\S+=\S+", heading(path)))
+
+
+def test_the_ablations_are_like_main():
+    assert {path.stem for path in CONFIGS.glob("ablation-*.yaml")} < {path.stem for path in LIKE_MAIN}
 
 
 def test_reference_quirks_as_the_comments_say():
