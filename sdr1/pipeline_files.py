@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,12 @@ def _check_shapes(
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"{_where(config)}: scheduler prediction_type {prediction!r}: use epsilon, v_prediction or sample"
+        )
+    scale = vae.get("scaling_factor", 1)
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise UserError(
+            f"{_where(config)}: vae/config.json: scaling_factor {scale!r}: latents are divided by it; Stable Diffusion's "
+            "is 0.18215"
         )
     factor = 2 ** (len(vae.get("block_out_channels", ())) - 1)
     if config.size is not None and config.size % factor:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdr1 import pipeline_files, weight_files
+from sdr1 import pictures, pipeline_files, schedulers, weight_files
 from sdr1.config import PolicyConfig
-from sdr1.errors import UserError, reason
+from sdr1.errors import TrainingError, UserError, reason
 from sdr1.method import ddim
 from sdr1.types import GroupTask, Rollout, Trajectory
 from sdr1.weights import FlatParameters
@@ -65,6 +65,12 @@ def load(config: PolicyConfig) -> Any:
         ) from error
     if config.unet is not None:
         _put_unet_over(pipeline, config.unet)
+    where = f"policy.model: {config.model!r}"
+    for part in ("text_encoder", "unet", "vae"):
+        weight_files.require_finite(getattr(pipeline, part).state_dict(), f"{where}: {part}")
+    pipeline.scheduler = schedulers.for_latents(
+        type(pipeline.scheduler), pipeline.scheduler.config, f"{where}: scheduler"
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -212,7 +218,13 @@ class Policy:
             log_probs=torch.stack(log_probs).cpu().numpy(),
             reference_means=torch.stack(references).cpu().numpy() if with_reference else None,
         )
-        images = self.decode(latents)
+        try:
+            images = pictures.decode(self.pipeline.vae, latents)
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}): {error}; go on from an earlier "
+                "checkpoint with a lower learner.learning_rate"
+            ) from error
         return Rollout(trajectory, images, time.perf_counter() - begin)
 
     def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -237,14 +249,6 @@ class Policy:
             [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
         )
         return initial.to(self.device), steps.to(self.device)
-
-    @torch.no_grad()
-    def decode(self, latents_BCHW: torch.Tensor) -> np.ndarray:
-        """Images of final latents, RGB, shape (B, H, W, 3), uint8."""
-        vae = self.pipeline.vae
-        pixels = vae.decode(latents_BCHW / vae.config.scaling_factor).sample
-        pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
     def adapter(self) -> dict[str, torch.Tensor]:
         """The LoRA layers under peft's names, alpha / rank multiplied in: readers take alpha for rank."""
@@ -321,9 +325,7 @@ def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
 
 def _ddim_schedule(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Timesteps (S,), alpha_bar at each and after each, by diffusers' own DDIM schedule for the pipeline."""
-    from diffusers import DDIMScheduler
-
-    schedule = DDIMScheduler.from_config(scheduler.config)
+    schedule = schedulers.make("DDIMScheduler", scheduler.config, "policy.model")
     schedule.set_timesteps(steps)
     timesteps = schedule.timesteps
     previous = timesteps - schedule.config.num_train_timesteps // steps

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from sdr1 import checkpoint, pipeline_files
+from sdr1 import checkpoint, pipeline_files, schedulers
 from sdr1.config import PolicyConfig, validate
 from sdr1.errors import UserError
-from sdr1.evaluation.painter import scheduler_class
-from sdr1.evaluation.rows import Sampler
-from sdr1.files import write_figure
+from sdr1.evaluation.painter import Painter, encode
+from sdr1.evaluation.rows import Row, Sampler
+from sdr1.files import write_bytes, write_figure
 from sdr1.policy import load
 
 
@@ -33,24 +32,24 @@ def sample(
     sides = {"before": before, "after": trained} if before else {"after": trained}
     for policy in sides.values():
         pipeline_files.check(policy)
-    rows: list[list[np.ndarray]] = [[] for _ in texts]
+    drawn: dict[Path, np.ndarray] = {}
     for side, policy in sides.items():
         pipeline = load(policy)
-        pipeline.scheduler = scheduler_class(sampler.scheduler, "--scheduler").from_config(
-            pipeline.scheduler.config
+        schedulers.check(
+            sampler.scheduler, sampler.steps, pipeline.scheduler.config, ("--scheduler", "--steps")
         )
-        (out / side).mkdir(parents=True, exist_ok=True)
-        for row, text in enumerate(texts):
+        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+        painter = Painter(pipeline)
+        for line, text in enumerate(texts):
             for seed in seeds:
-                picture = pipeline(
-                    text,
-                    num_inference_steps=sampler.steps,
-                    guidance_scale=sampler.guidance_scale,
-                    eta=sampler.eta,
-                    generator=torch.Generator().manual_seed(seed),
-                ).images[0]
-                picture.save(out / side / f"{row:03d}-{seed}.png")
-                rows[row].append(np.asarray(picture))
+                row = Row(f"{side}/{line:03d}-{seed}", text, seed, sampler, size, size)
+                (drawn[out / f"{row.id}.png"],) = painter.draw([row])
+    for path, picture in drawn.items():
+        write_bytes(path, *encode(picture[None]))
+    rows = [
+        [drawn[out / side / f"{line:03d}-{seed}.png"] for side in sides for seed in seeds]
+        for line in range(len(texts))
+    ]
     return _grid(out / "grid.png", rows, texts, list(sides), seeds)
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdr1.errors import UserError, reason
+
+if TYPE_CHECKING:
+    import torch
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -73,6 +77,15 @@ def state_dict(path: Path, field: str, *, meta: bool = False) -> dict:
     if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
         raise UserError(f"{where}: holds no state dict of tensors; give a model's weights")
     return held
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise UserError for weights of which one is no finite number: what they make says nothing, and no judge flags it."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and not all(bound.isfinite() for bound in tensor.float().aminmax()):
+            raise UserError(
+                f"{where}: {name} holds numbers that are not finite; fetch it again, or take an earlier checkpoint"
+            )
 
 
 def require_fit(found: Shapes, expected: Shapes, where: str, what: str) -> None:

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sdr1 import pictures, schedulers
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Row
-
-_OWN: dict[str, dict[str, Any]] = {"PNDMScheduler": {"skip_prk_steps": True}}
 
 
 class Painter:
@@ -25,14 +24,15 @@ class Painter:
         self._config = pipeline.scheduler.config
 
     def draw(self, rows: Sequence[Row]) -> np.ndarray:
-        """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size."""
+        """RGB images, shape (N, H, W, 3), uint8, of rows with one sampler and one size.
+
+        Raises:
+            UserError: the model draws something that is no picture.
+        """
         row = rows[0]
         # The constructor's own defaults would hide what the pipeline was trained with.
-        # Stable Diffusion's PNDM is without Runge-Kutta steps, whatever scheduler the pipeline came with.
-        self.pipeline.scheduler = scheduler_class(row.sampler.scheduler).from_config(
-            self._config, **_OWN.get(row.sampler.scheduler, {})
-        )
-        pixels = self.pipeline(
+        self.pipeline.scheduler = schedulers.make(row.sampler.scheduler, self._config)
+        latents = self.pipeline(
             [row.prompt for row in rows],
             num_inference_steps=row.sampler.steps,
             guidance_scale=row.sampler.guidance_scale,
@@ -40,30 +40,15 @@ class Painter:
             height=row.height,
             width=row.width,
             generator=[torch.Generator().manual_seed(row.seed) for row in rows],
-            output_type="np",
+            output_type="latent",
         ).images
-        return (pixels * 255).round().astype(np.uint8)
-
-
-def scheduler_class(name: str, field: str = "sampler.scheduler") -> Any:
-    """A scheduler of diffusers; `field` is the option that error lines name.
-
-    Raises:
-        UserError: there is none of that name, or it needs a library that is not here.
-    """
-    import diffusers
-
-    found = getattr(diffusers, name, None)
-    try:
-        # In place of a scheduler whose library is missing diffusers has a class that raises when it is looked at.
-        if hasattr(found, "set_timesteps"):
-            return found
-    except ImportError as error:
-        raise UserError(f"{field}: {name!r}: {str(error).strip().splitlines()[0]}") from error
-    raise UserError(
-        f"{field}: {name!r}: diffusers has no such scheduler; e.g. DDIMScheduler, EulerAncestralDiscreteScheduler, "
-        "DPMSolverMultistepScheduler, PNDMScheduler"
-    )
+        try:
+            return pictures.decode(self.pipeline.vae, latents)
+        except FloatingPointError as error:
+            raise UserError(
+                f"model: {row.sampler.scheduler}, {row.sampler.steps} steps, guidance {row.sampler.guidance_scale:g}, "
+                f"from row {row.id}: {error}; lower the guidance, or take an earlier checkpoint"
+            ) from error
 
 
 def encode(images_NHWC: np.ndarray) -> list[bytes]:

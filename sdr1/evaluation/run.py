@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdr1 import schedulers
 from sdr1.config import SANDBOX, bounds
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
@@ -19,7 +20,7 @@ from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.images import find
 from sdr1.evaluation.judges import Judge
-from sdr1.evaluation.painter import Painter, model_sha256, scheduler_class
+from sdr1.evaluation.painter import Painter, model_sha256
 from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
@@ -65,8 +66,8 @@ def evaluate(
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)
     rows = chosen.rows(World(config, in_sandbox, size))
-    for name in {row.sampler.scheduler for row in rows}:
-        scheduler_class(name)
+    for sampler in dict.fromkeys(row.sampler for row in rows):
+        schedulers.check(sampler.scheduler, sampler.steps, pipeline.scheduler.config)
     watching = _judges(chosen, config, in_sandbox)
     facts = {
         "model": model,

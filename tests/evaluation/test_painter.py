@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import numpy as np
+import torch
 
 from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.rows import Row, Sampler
@@ -31,16 +33,23 @@ def test_a_picture_depends_on_its_text_and_seed_alone():
 
 
 def test_the_sampler_reaches_the_pipeline():
+    class Vae:
+        config = SimpleNamespace(scaling_factor=0.5)
+
+        def decode(self, latents: torch.Tensor) -> Any:
+            return SimpleNamespace(sample=latents)
+
     class Pipeline:
         scheduler = diffusers.DDPMScheduler(beta_end=0.012)
+        vae = Vae()
 
         def to(self, device: str) -> Pipeline:
             return self
 
         def __call__(self, texts: list[str], **options: Any) -> Any:
             self.options = options
-            size = len(texts), options["height"], options["width"], 3
-            return diffusers.pipelines.ImagePipelineOutput(images=np.full(size, 0.999))
+            size = len(texts), 3, options["height"], options["width"]
+            return SimpleNamespace(images=torch.full(size, 0.5 * (2 * 0.999 - 1)))
 
     pipeline = Pipeline()
     row = Row("0", "a ring", 0, Sampler("PNDMScheduler", 7, 3.5, 0.25), 3, 2)
