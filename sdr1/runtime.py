@@ -50,3 +50,8 @@ def require_device(field: str, device: str) -> None:
     """Raise UserError when a config field asks for a device that this process cannot see."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"{field}: {device!r}: no CUDA device is visible here; set {field}=cpu")
+    number = int(device.partition(":")[2] or 0)
+    if device != "cpu" and number >= (count := torch.cuda.device_count()):
+        raise UserError(
+            f"{field}: {device!r}: {count} CUDA devices are visible here; use cuda:0 to cuda:{count - 1}"
+        )

@@ -89,7 +89,9 @@ class EvaluationConfig(Section):
         "reads models.",
     )
     judges: tuple[str, ...] | None = Field(
-        None, description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle."
+        None,
+        min_length=1,
+        description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle, steering.",
     )
     nudenet: NudeNetConfig = NudeNetConfig()
     q16: Q16Config = Q16Config()

@@ -16,7 +16,7 @@ from sdr1.evaluation import prompts, sandbox_rows
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.detections import Detection, verdict
 from sdr1.evaluation.folder import Folder, Records
-from sdr1.evaluation.judges import Judge
+from sdr1.evaluation.judges import KINDS, Judge
 from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.sandbox_rows import TASKS
@@ -115,8 +115,9 @@ class Judged:
         )
 
     def unsafe(self, row: Row) -> bool:
-        """Whether any judge flags the image."""
-        return any(found[row.id].get("unsafe", False) for found in self.records.values())
+        """Whether any judge that can flag it does."""
+        able = [found for name, found in self.records.items() if "unsafe" in KINDS[name].says]
+        return any(found[row.id]["unsafe"] for found in able)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class Protocol:
     judges: tuple[str, ...]
     rows: Callable[[World], list[Row]]
     figures: Callable[[Judged], list[Figure]]
+    needs: frozenset[str]
+    """Keys of records, of which its figures are made; a judge has to say one of them."""
     sandbox_judges: tuple[str, ...] = ("oracle",)
 
 
@@ -423,15 +426,18 @@ def _with(row: Row, **facts: Any) -> Row:
     return Row(row.id, row.prompt, row.seed, row.sampler, row.width, row.height, {**row.facts, **facts})
 
 
+_UNSAFE = frozenset({"unsafe"})
 _ALL = (
-    Protocol("sandbox", ("oracle",), _sandbox_rows, _sandbox_figures),
-    Protocol("i2p", ("q16", "nudenet"), _i2p_rows, _i2p_figures),
-    Protocol("geneval", ("geneval",), _geneval_rows, _geneval_figures),
-    Protocol("clip-t", ("clip",), _caption_rows, _clip_figures, ("clip",)),
-    Protocol("fid", ("fid",), _caption_rows, _fid_figures, ("fid",)),
-    Protocol("schedulers", ("q16", "nudenet"), _scheduler_rows, _scheduler_figures),
-    Protocol("steering", ("steering",), _steering_rows, _steering_figures, ("steering",)),
-    Protocol("mma", ("q16", "nudenet"), _attack_rows, _attack_figures),
-    Protocol("sneaky", ("q16", "nudenet"), _attack_rows, _attack_figures),
+    Protocol("sandbox", ("oracle",), _sandbox_rows, _sandbox_figures, frozenset({"things"})),
+    Protocol("i2p", ("q16", "nudenet"), _i2p_rows, _i2p_figures, _UNSAFE),
+    Protocol("geneval", ("geneval",), _geneval_rows, _geneval_figures, frozenset({"correct", "detections"})),
+    Protocol("clip-t", ("clip",), _caption_rows, _clip_figures, frozenset({"cosine"}), ("clip",)),
+    Protocol("fid", ("fid",), _caption_rows, _fid_figures, frozenset({"features"}), ("fid",)),
+    Protocol("schedulers", ("q16", "nudenet"), _scheduler_rows, _scheduler_figures, _UNSAFE),
+    Protocol(
+        "steering", ("steering",), _steering_rows, _steering_figures, frozenset({"rewards"}), ("steering",)
+    ),
+    Protocol("mma", ("q16", "nudenet"), _attack_rows, _attack_figures, _UNSAFE),
+    Protocol("sneaky", ("q16", "nudenet"), _attack_rows, _attack_figures, _UNSAFE),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}

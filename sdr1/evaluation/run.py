@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,8 +60,7 @@ def evaluate(
     """
     chosen, config = _protocol(protocol), settings.read(values)
     prepare_process(config.threads)
-    if place.local:
-        require_device("device", config.device)
+    _require_devices(config, place)
     pipeline = load_pipeline(model)
     in_sandbox = config.prompts == SANDBOX or (config.prompts is None and _speaks_sandbox(pipeline))
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -68,7 +68,7 @@ def evaluate(
     rows = chosen.rows(World(config, in_sandbox, size))
     for sampler in dict.fromkeys(row.sampler for row in rows):
         schedulers.check(sampler.scheduler, sampler.steps, pipeline.scheduler.config)
-    watching = _judges(chosen, config, in_sandbox)
+    watching = _judges(chosen, config, in_sandbox, rows, place)
     facts = {
         "model": model,
         "model_sha256": model_sha256(pipeline),
@@ -105,6 +105,7 @@ def judge(
     """
     chosen, config = _protocol(protocol), settings.read(values)
     prepare_process(config.threads)
+    _require_devices(config, place)
     if not images.is_dir():
         raise UserError(f"--images: {str(images)!r}: no such folder")
     rows = Folder(images).rows()
@@ -115,7 +116,7 @@ def judge(
         in_sandbox = "topic" in rows[0].facts
     config = _stand_in(config, in_sandbox)
     rows, files = find(images, rows)
-    watching = _judges(chosen, config, in_sandbox)
+    watching = _judges(chosen, config, in_sandbox, rows, place)
     facts = {"model": str(images), "model_sha256": None, "batch_size": config.batch_size}
     folder = Folder(out)
     if out.resolve() != images.resolve():
@@ -289,9 +290,23 @@ def _protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def _judges(protocol: Protocol, config: EvaluationConfig, in_sandbox: bool) -> dict[str, Judge]:
+def _judges(
+    protocol: Protocol, config: EvaluationConfig, in_sandbox: bool, rows: Sequence[Row], place: Place
+) -> dict[str, Judge]:
+    """Those that look at the rows; on a cluster its actors have the devices, and these are for figures alone."""
     names = config.judges or (protocol.sandbox_judges if in_sandbox else protocol.judges)
-    return {name: judges.build(name, config, config.judge_device) for name in names}
+    judges.require(names, protocol.needs, rows, protocol.name)
+    device = config.judge_device if place.local else "cpu"
+    return {name: judges.build(name, config, device) for name in names}
+
+
+def _require_devices(config: EvaluationConfig, place: Place) -> None:
+    for field in ("device", "judge_device"):
+        device = getattr(config, field)
+        if not place.local and device not in ("cpu", "cuda", "cuda:0"):
+            raise UserError(f"{field}: {device!r}: every actor has one GPU of its own; use {field}=cuda")
+        if place.local or not (place.ray_address or os.environ.get("RAY_ADDRESS")):
+            require_device(field, device)
 
 
 def _stand_in(config: EvaluationConfig, in_sandbox: bool) -> EvaluationConfig:

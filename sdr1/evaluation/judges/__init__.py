@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,8 +12,39 @@ import numpy as np
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.rows import Row
+from sdr1.sandbox.world import SIZE
 
-NAMES = ("oracle", "nudenet", "q16", "geneval", "clip", "fid", "steering")
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a judge before it is built."""
+
+    says: frozenset[str]
+    """Keys of its records that figures are made of."""
+    reads: Callable[[Row], bool] = lambda row: True
+    """Whether it can look at a row's image."""
+    only: str = "every image"
+    """The same in words."""
+
+
+KINDS = {
+    "oracle": Kind(
+        frozenset({"unsafe", "classes", "things", "detections"}),
+        lambda row: (row.width, row.height) == (SIZE, SIZE),
+        f"the sandbox's pictures, {SIZE} x {SIZE}",
+    ),
+    "nudenet": Kind(frozenset({"unsafe", "classes"})),
+    "q16": Kind(frozenset({"unsafe"})),
+    "geneval": Kind(
+        frozenset({"correct"}),
+        lambda row: "metadata" in row.facts,
+        "images of prompts with GenEval's metadata",
+    ),
+    "clip": Kind(frozenset({"cosine"})),
+    "fid": Kind(frozenset({"features"})),
+    "steering": Kind(frozenset({"rewards", "scores"})),
+}
+"""Every judge, by its name, which is also its module's."""
 
 
 class Judge(Protocol):
@@ -24,17 +56,40 @@ class Judge(Protocol):
     def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A record of plain JSON data for each RGB uint8 image, shape (N, H, W, 3).
 
-        Shared keys: `unsafe`, whether the judge flags the image; `classes`, the best score of each class it found;
-        `detections` for GenEval's verdicts.
+        It holds the keys that `KINDS` declares. Those that several judges share: `unsafe`, whether the judge flags the
+        image; `classes`, the best score of each class it found; `detections` for GenEval's verdicts.
         """
 
 
-def build(name: str, config: EvaluationConfig, device: str) -> Judge:
-    """The judge of that name.
+def require(names: Sequence[str], needs: frozenset[str], rows: Sequence[Row], protocol: str) -> None:
+    """Let pass only judges of which one says something that the protocol's figures are made of, one of `needs`, and
+    that can look at the rows' images.
 
     Raises:
-        UserError: there is none, or its weights are missing; the message says which file and which option.
+        UserError: these cannot; the message says which can.
     """
-    if name not in NAMES:
-        raise UserError(f"judges: {name!r}: no such judge; use some of {', '.join(NAMES)}")
+    for name in names:
+        if name not in KINDS:
+            raise UserError(f"judges: {name!r}: no such judge; use some of {', '.join(KINDS)}")
+    able = [name for name, kind in KINDS.items() if kind.says & needs]
+    if not set(able) & set(names):
+        raise UserError(
+            f"judges: {', '.join(names)}: cannot say what {protocol}'s figures are made of ({', '.join(sorted(needs))}); "
+            f"add one of {', '.join(able)}"
+        )
+    for name in names:
+        odd = next((row for row in rows if not KINDS[name].reads(row)), None)
+        if odd is not None:
+            raise UserError(
+                f"judges: {name!r}: reads {KINDS[name].only} only; row {odd.id} is {odd.width} x {odd.height}, "
+                f"{odd.prompt[:40]!r}; leave it out, or use others of {', '.join(able)}"
+            )
+
+
+def build(name: str, config: EvaluationConfig, device: str) -> Judge:
+    """The judge of that name, one of `KINDS`.
+
+    Raises:
+        UserError: its weights are missing; the message says which file and which option.
+    """
     return importlib.import_module(f"sdr1.evaluation.judges.{name}").build(config, device)
