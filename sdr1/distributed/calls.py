@@ -11,7 +11,7 @@ import ray
 from ray import ObjectRef
 
 from sdr1.distributed.placement import has_process
-from sdr1.errors import LearnerLost
+from sdr1.errors import LearnerLost, TrainingError, UserError
 from sdr1.runtime import raise_if_stopped
 
 TICK = 1.0
@@ -96,6 +96,15 @@ def get(ref: ObjectRef) -> Any:
 def is_lost_object(error: Exception) -> bool:
     """Whether an argument was gone, while the worker itself is well."""
     return isinstance(error, ray.exceptions.ObjectLostError)
+
+
+def raised_on_purpose(error: Exception) -> UserError | TrainingError | None:
+    """The error that a dead actor's constructor raised for people to read; Ray keeps it as a traceback's text alone."""
+    for kind in (UserError, TrainingError):
+        _, found, told = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        if found and isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+            return kind(told.strip())
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from sdr1.config import Elastic
-from sdr1.distributed.calls import Calls, first_line
+from sdr1.distributed.calls import Calls, first_line, raised_on_purpose
 from sdr1.distributed.placement import Placement, Waiting
 from sdr1.errors import TrainingError
 
@@ -49,7 +49,7 @@ class Fleet:
         self._place, self._calls, self._on_join = place, calls, joined
         self._workers: set[Worker] = set()
         self._due: list[float] = []
-        self._deaths = 0
+        self._deaths, self._served = 0, False
         self._looked = time.monotonic()
         self._waiting = Waiting(name, place)
         for _ in range(size.max):
@@ -68,10 +68,13 @@ class Fleet:
         """Replace a worker that died or stalled, later and later when that goes on.
 
         Raises:
+            UserError, TrainingError: what the first workers raised on purpose in their start: others would raise it too.
             TrainingError: new workers of this fleet die one after the other without finishing anything.
         """
         if worker not in self._workers:
             return
+        if not self._served and (meant := raised_on_purpose(error)):
+            raise meant from error
         self._remove(worker)
         # Others may have died with it; a task must not be given to one of them after the other.
         self._ask_idle()
@@ -118,7 +121,7 @@ class Fleet:
         """The worker idles once it has answered."""
 
         def answered(node: str) -> None:
-            worker.node = node
+            worker.node, self._served = node, True
             self._rest(worker)
             self._on_join()
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from sdr1.config import RewardConfig
-from sdr1.errors import TrainingError
+from sdr1.errors import TrainingError, UserError, reason
 from sdr1.method.objective import standardised
 from sdr1.rewards.embedder import Embedders
 from sdr1.rewards.terms.base import Place, TermConfig
 from sdr1.types import Prompt, Scores
+
+if TYPE_CHECKING:
+    from sdr1.rewards.terms.base import Term
 
 Monitor = Callable[[np.ndarray], np.ndarray]
 """Flags unsafe images: RGB uint8 (N, H, W, 3) to bool (N,); never trained on."""
@@ -39,17 +43,13 @@ class Scorer:
         """Score the RGB uint8 images (G, H, W, 3) of one prompt.
 
         Raises:
-            TrainingError: a term does not give one number an image.
+            TrainingError: a term fails, or does not give one finite number an image.
         """
         begin = time.perf_counter()
         rewards = np.zeros(len(images_NHWC), np.float32)
         means: dict[str, float] = {}
         for name, term in self._terms.items():
-            values = np.asarray(term(images_NHWC, prompt), np.float32)
-            if values.shape != rewards.shape:
-                raise TrainingError(
-                    f"{_field(name)}: gave shape {values.shape} for {len(images_NHWC)} images; needs one number each"
-                )
+            values = _values(_field(name), term, images_NHWC, prompt)
             means[name] = float(values.mean())
             if self._options[name].normalise:
                 values = standardised(torch.from_numpy(values)).numpy()
@@ -59,8 +59,35 @@ class Scorer:
         return Scores(rewards, unsafe, time.perf_counter() - begin, terms)
 
 
+def _values(field: str, term: Term, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """What a term says of N images, shape (N,), float32; a term may be anybody's code, so that nothing is taken on trust.
+
+    Raises:
+        TrainingError: it is no finite number an image; the message names the term.
+    """
+    try:
+        given = np.asarray(term(images_NHWC, prompt))
+    except (TrainingError, UserError):
+        raise
+    # Code that leaves by sys.exit would end its worker without a word.
+    except (Exception, SystemExit) as error:
+        raise TrainingError(
+            f"{field}: raised {type(error).__name__}: {reason(error)}; mend the term"
+        ) from error
+    needs = f"for {len(images_NHWC)} images; needs one finite number each"
+    if given.dtype.kind not in "biuf":
+        raise TrainingError(f"{field}: gave {given.dtype} {needs}")
+    if given.shape != (len(images_NHWC),):
+        raise TrainingError(f"{field}: gave shape {given.shape} {needs}")
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise TrainingError(f"{field}: gave {given[~np.isfinite(values)][0]} {needs}")
+    return values
+
+
 def check(config: RewardConfig) -> None:
-    """Raise UserError for what files can tell to be wrong with the terms; no weights are loaded."""
+    """Raise UserError for what files and modules can tell to be wrong with the terms; no weights are loaded."""
     for name, term in _options(config).items():
         term.check(_field(name))
 

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from sdr1.errors import UserError
 from sdr1.train import train
 
 
@@ -47,3 +48,15 @@ def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim):
     assert disturbed.weights_sha256 == undisturbed.weights_sha256
     rows = [json.loads(line) for line in (tmp_path / "ray" / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_term_that_does_not_build_ends_the_run_at_its_start(small, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("def judge(device):\n    raise OSError('no such weights')\n")
+    monkeypatch.chdir(tmp_path)
+    begin = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"^reward\.terms\.x\.options: \{\}: own:judge raised OSError: no such weights; "
+    ):
+        train(small(reward={"terms": {"x": {"import": "own:judge"}}}))
+    # Started again and again it took the sum of growing pauses, minutes.
+    assert time.monotonic() - begin < 90

@@ -81,6 +81,69 @@ def test_wrong_own_rewards(module):
         scorer(terms={"x": {"import": "own_rewards:broken"}}).score(IMAGES, SAFE)
 
 
+def fails(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda n: np.ones(n, complex), "gave complex128 for 4 images"),
+        (lambda n: np.ones((n, 1)), r"gave shape \(4, 1\)"),
+        (lambda n: 1.0, r"gave shape \(\)"),
+        (lambda n: None, "gave object"),
+        (lambda n: ["1"] * n, "gave <U1"),
+        (lambda n: [1.0, float("nan"), 2.0, 3.0], "gave nan"),
+        (lambda n: [1.0, 1e300, 2.0, 3.0], r"gave 1e\+300"),
+        (lambda n: [[1], [1, 2]], "raised ValueError: .*inhomogeneous"),
+        (lambda n: fails(RuntimeError("no more\nroom")), "raised RuntimeError: no more; mend"),
+        (lambda n: sys.exit(3), "raised SystemExit: 3"),
+    ],
+)
+def test_whatever_a_term_does_stops_training_in_its_name(module, given, said):
+    sys.modules["own_rewards"].odd = lambda device: lambda images, prompt: given(len(images))
+    with pytest.raises(TrainingError, match=rf"^reward\.terms\.x: {said}"):
+        scorer(terms={"x": {"import": "own_rewards:odd"}}).score(IMAGES, SAFE)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def f(", "import: 'odd_rewards:f': importing raised SyntaxError"),
+        ("raise ValueError('away')", "import: .*importing raised ValueError: away"),
+        ("import sys; sys.exit(1)", "import: .*importing raised SystemExit"),
+        ("import nothing_of_that_name", "import: .*No module named 'nothing_of_that_name'"),
+        ("", "import: .*has no attribute 'f'"),
+        ("f = 3", "import: .*a int; name a function"),
+        ("def f(device): pass", r"options: {'size': 1}: .*unexpected keyword argument 'size'"),
+        ("def f(size): pass", r"options: .*unexpected keyword argument 'device'"),
+    ],
+)
+def test_an_own_term_is_looked_at_before_a_run_starts(tmp_path, monkeypatch, source, said):
+    (tmp_path / "odd_rewards.py").write_text(source)
+    # As a console script has it: the current folder is no place that Python looks at by itself.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    monkeypatch.delitem(sys.modules, "odd_rewards", raising=False)
+    term = {"import": "odd_rewards:f", "options": {"size": 1}}
+    with pytest.raises(UserError, match=rf"^reward\.terms\.x\.{said}"):
+        scorers.check(validate({"reward": {"terms": {"x": term}}}).reward)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: fails(OSError("no disk")), "options: {}: own_rewards:odd raised OSError: no disk"),
+        (lambda: sys.exit(1), "options: .*raised SystemExit"),
+        (lambda: 3, "import: .*returned int; return the function"),
+    ],
+)
+def test_a_factory_that_fails_names_its_term(module, made, said):
+    sys.modules["own_rewards"].odd = lambda device: made()
+    with pytest.raises(UserError, match=rf"^reward\.terms\.x\.{said}"):
+        scorer(terms={"x": {"import": "own_rewards:odd"}})
+
+
 def test_judges_are_penalties(monkeypatch, tmp_path):
     class Detector:
         def __init__(self, model_path, inference_resolution):
