@@ -152,7 +152,8 @@ class PromptSource(Section):
     )
     column: str | None = Field(
         None,
-        description="Column of the prompts; None takes the first of prompt, text, caption that is there.",
+        description="Column of the prompts; None takes the first of prompt, text, caption, adv_prompt, "
+        "adversarial_prompt, `sensitive prompt` that is there.",
     )
     label: Label | Literal["score"] | None = Field(
         None,

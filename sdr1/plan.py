@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdr1 import prompts
+from sdr1 import prompt_labels, prompts
 from sdr1.config import Config, bounds
 from sdr1.costs import cuda_norms, measure, parameter_bytes
 from sdr1.errors import UserError
@@ -48,14 +48,16 @@ def plan(config: Config) -> dict[str, Any]:
 def _prompts(config: Config) -> dict[str, Any]:
     sources = prompts.sources(config)
     try:
-        lists = [prompts.read(source) for source in sources]
+        read = [prompt_labels.read(source) for source in sources]
     except UserError as error:
         # A preset names a file that its user has yet to bring.
         return {"count": None, "missing": str(error)}
+    lists = [each for each, _ in read]
     found = [prompt for each in lists for prompt in each]
     labels = [prompt.label for prompt in found]
     result: dict[str, Any] = {
         "count": len(found),
+        "skipped": sum(len(file.skipped) for _, file in read if file),
         "safe": labels.count("safe"),
         "unsafe": labels.count("unsafe"),
         "unlabelled": labels.count(None),
@@ -285,6 +287,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         rows.append(
             f"prompts      {known['count']:,}: {known['safe']:,} safe, {known['unsafe']:,} unsafe, "
             f"{known['unlabelled']:,} without label; {known['epochs']:.1f} epochs"
+            + (f"; {known['skipped']:,} rows without a prompt skipped" if known["skipped"] else "")
         )
         pools = known.get("pools", ())
         rows += [

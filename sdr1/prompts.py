@@ -10,7 +10,8 @@ import numpy as np
 
 from sdr1.config import Config, PromptSource
 from sdr1.errors import UserError
-from sdr1.prompt_files import read as read
+from sdr1.prompt_files import PromptFile
+from sdr1.prompt_labels import by_score, read
 from sdr1.rewards.terms import EmbeddingTerm
 from sdr1.types import GroupTask, Prompt
 
@@ -27,34 +28,15 @@ def load(config: Config) -> PromptStream:
         UserError: a file or an option is wrong.
     """
     scores: Callable[[Sequence[Prompt]], list[Prompt]] | None = None
-    lists = []
+    lists, files = [], []
     for source in sources(config):
-        prompts = read(source)
+        prompts, file = read(source)
         if source.label == "score":
-            scores = scores or _by_score(config)
+            scores = scores or by_score(config)
             prompts = scores(prompts)
         lists.append(prompts)
-    return PromptStream(lists, config)
-
-
-def _by_score(config: Config) -> Callable[[Sequence[Prompt]], list[Prompt]]:
-    """Labels prompts by the sign of their safety score in the main reward's text space."""
-    from sdr1.method.steering import safety_score
-    from sdr1.rewards.embedder import Embedder
-    from sdr1.rewards.steered import safety_direction
-
-    embedder = Embedder(config.reward.model, config.reward.checkpoint, "cpu")
-    direction = safety_direction(config.reward, embedder)
-
-    def label(prompts: Sequence[Prompt]) -> list[Prompt]:
-        made = []
-        for start in range(0, len(prompts), 64):
-            texts = [prompt.text for prompt in prompts[start : start + 64]]
-            scores = safety_score(embedder.texts(texts), direction).tolist()
-            made += [Prompt(text, "unsafe" if score < 0 else "safe") for text, score in zip(texts, scores)]
-        return made
-
-    return label
+        files += [file] if file else []
+    return PromptStream(lists, config, files)
 
 
 def describe_truncated(prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
@@ -81,14 +63,16 @@ class PromptStream:
     """Which prompts an iteration trains on: a function of (seed, iteration) alone, so a resume needs no position.
 
     Every epoch is a new shuffle; with `unsafe_share` the safe and the unsafe prompts have epochs of their own.
-    `lists` holds the prompts of each of `sources(config)`.
+    `lists` holds the prompts of each of `sources(config)`, which were read from `files`.
 
     Raises:
         UserError: prompts have no labels where the config needs them, or a share of the groups cannot be had.
     """
 
-    def __init__(self, lists: Sequence[Sequence[Prompt]], config: Config) -> None:
-        self._config = config
+    def __init__(
+        self, lists: Sequence[Sequence[Prompt]], config: Config, files: Sequence[PromptFile] = ()
+    ) -> None:
+        self._config, self._files = config, files
         self.prompts = [prompt for prompts in lists for prompt in prompts]
         unlabelled = next((prompt for prompt in self.prompts if prompt.label is None), None)
         if unlabelled is not None and (reason := _needs_labels(config)):
@@ -125,7 +109,7 @@ class PromptStream:
                 self.pools.append((list(prompts), count))
 
     def describe(self) -> list[str]:
-        """What is trained on, a line for each pool of prompts with epochs of its own."""
+        """What is trained on: a line for each pool of prompts with epochs of its own, and one for each file."""
         lines = []
         for prompts, count in self.pools:
             labels = Counter(prompt.label or "unlabelled" for prompt in prompts)
@@ -136,7 +120,7 @@ class PromptStream:
             lines.append(
                 f"prompts: {held}{again}; {count} groups an iteration, {epochs:.2g} epochs in the whole run"
             )
-        return lines
+        return lines + [file.describe() for file in self._files]
 
     def tasks(self, iteration: int, version: int) -> list[GroupTask]:
         """The groups of one iteration, to be made by weights `version`."""

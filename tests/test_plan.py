@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from sdr1 import cli
 from sdr1.config import validate
 from sdr1.costs import count_flops
 from sdr1.errors import UserError
@@ -107,3 +110,13 @@ def test_a_plan_of_a_hub_id_out_of_reach_says_what_it_assumed(monkeypatch):
     made = shapes(validate({"policy": {"model": "someone/model", "trainable": "lora"}}))
     assert "someone/model cannot be read here" in made.assumed
     assert made.latent == (4, 64, 64)
+
+
+def test_without_its_prompts_a_plan_is_printed_and_ends_with_2(monkeypatch, capsys):
+    missing = "prompts.path: 'none.txt': no such file; give one"
+    made = {"prompts": {"count": None, "missing": missing}}
+    monkeypatch.setattr("sdr1.plan.plan", lambda config: made)
+    assert cli.main(["plan", "configs/sandbox.yaml", "--json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out) == made
+    assert said.err == f"error: {missing}\n"

@@ -10,7 +10,8 @@ from sdr1 import pipeline_files
 from sdr1.compose import TASKS, compose
 from sdr1.config import PolicyConfig, PromptSource
 from sdr1.errors import UserError
-from sdr1.prompts import PromptStream, _apportion, describe_truncated, load, read
+from sdr1.prompt_labels import read as read_source
+from sdr1.prompts import PromptStream, _apportion, describe_truncated, load
 from sdr1.types import Prompt
 
 PROMPTS = [Prompt(f"{label} {n}", label) for label in ("safe", "unsafe") for n in range(5)]
@@ -22,6 +23,11 @@ def test_every_epoch_holds_every_prompt_once_and_needs_no_position(small):
     epoch = [task.prompt.text for n in range(5) for task in stream.tasks(n, version=n)]
     assert sorted(epoch) == sorted(prompt.text for prompt in PROMPTS)
     assert PromptStream([PROMPTS], config).tasks(3, version=3) == stream.tasks(3, version=3)
+
+
+def read(source: PromptSource | str) -> list[Prompt]:
+    prompts, _ = read_source(source)
+    return prompts
 
 
 def written(tmp_path, name: str, text: str | bytes) -> str:

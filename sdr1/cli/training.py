@@ -69,6 +69,9 @@ def plan(
 
     found = make(load(config, overrides or ()))
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+    if found["prompts"]["count"] is None:
+        # The rest of the plan holds all the same; a script must not take it for one of a run that can start.
+        raise UserError(found["prompts"]["missing"])
 
 
 def export(

@@ -63,7 +63,14 @@ class EvaluationConfig(Section):
 
     seed: int = Field(0, ge=0, description="Seed of rows that bring none of their own.")
     prompts: str | None = Field(
-        None, description="The protocol's prompt file, or `sandbox`; None: sandbox for its own models."
+        None,
+        description="The protocol's prompt file (.txt, .csv, .jsonl or hub:DATASET[:SPLIT]), or `sandbox`; None: sandbox "
+        "for its own models.",
+    )
+    column: str | None = Field(
+        None,
+        description="Column of the prompts; None takes the first of prompt, text, caption, adv_prompt, "
+        "adversarial_prompt, `sensitive prompt` that is there, in mma and sneaky of adv_prompt, adversarial_prompt first.",
     )
     images: int | None = Field(
         None, ge=1, description="Images a prompt; in the sandbox images a topic. None: the protocol's."

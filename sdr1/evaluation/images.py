@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from sdr1.evaluation.rows import Row
 _SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")
 
 
+def _other_scripts(row: str) -> str:
+    """`12_0`, as other scripts call the first image of the prompt with the number 12; ours is 12 or 12-0."""
+    return re.sub(r"^(\d+)(?:-(\d+))?$", lambda found: f"{found[1]}_{found[2] or 0}", row)
+
+
 def find(folder: Path, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Path]]:
     """The rows with their images' true sizes, and every row's file.
 
@@ -20,9 +26,11 @@ def find(folder: Path, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Path]]
         UserError: a row has no image or several, or one cannot be read.
     """
     paths: dict[str, Path] = {}
+    names = {_other_scripts(row.id): row.id for row in rows}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in _SUFFIXES:
             name = path.relative_to(folder).with_suffix("").as_posix().removeprefix("images/")
+            name = names.get(name, name)
             if name in paths:
                 raise UserError(f"--images: {path} and {paths[name]} are both row {name}; leave one")
             paths[name] = path

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from sdr1 import prompt_files
+from sdr1.config import PromptSource
 from sdr1.detectors.nudenet import TABLE
 from sdr1.errors import UserError
 from sdr1.evaluation import prompts, sandbox_rows
@@ -21,7 +23,9 @@ from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.sandbox_rows import TASKS
 from sdr1.evaluation.statistics import Figure
+from sdr1.prompt_files import ATTACK_COLUMNS, TEXT_COLUMNS, PromptFile
 from sdr1.sandbox.world import GLYPHS
+from sdr1.types import Label
 
 SCHEDULERS = (
     "EulerAncestralDiscreteScheduler",
@@ -49,6 +53,8 @@ class World:
     sandbox: bool
     size: int
     """Pixels a side of the model's own images."""
+    prompts: PromptFile | None = None
+    """The user's, unless the protocol needs none, or the rows are the sandbox's."""
 
     @property
     def sampler(self) -> Sampler:
@@ -62,33 +68,28 @@ class World:
             given.eta,
         )
 
-    def file(self, protocol: str, what: str) -> Path:
-        """The user's prompt file.
-
-        Raises:
-            UserError: none was given.
-        """
-        if self.config.prompts is None:
-            raise UserError(f"prompts: None: {protocol} needs {what}; give it with prompts=FILE")
-        return Path(self.config.prompts)
+    @property
+    def file(self) -> PromptFile:
+        assert self.prompts is not None
+        return self.prompts
 
     def topics(self, names: tuple[str, ...], count: int) -> list[Row]:
         """The sandbox's rows of these topics, `count` each unless the user says how many."""
         return sandbox_rows.rows_of(names, self.config.images or count, self.config.seed, self.sampler)
 
-    def texts(self, found: list[str]) -> list[Row]:
+    def texts(self) -> list[Row]:
         """A row for each prompt, or as many as the user says, every one with a seed of its own."""
         size, count = self.config.size or self.size, self.config.images or 1
         return [
             Row(
-                f"{number:05d}" if count == 1 else f"{number:05d}-{n}",
-                text,
-                self.config.seed * 1_000_003 + number * count + n,
+                f"{entry.number:05d}" if count == 1 else f"{entry.number:05d}-{n}",
+                entry.text,
+                self.config.seed * 1_000_003 + entry.number * count + n,
                 self.sampler,
                 size,
                 size,
             )
-            for number, text in enumerate(found[: self.config.limit])
+            for entry in self.file.entries[: self.config.limit]
             for n in range(count)
         ]
 
@@ -131,6 +132,22 @@ class Protocol:
     needs: frozenset[str]
     """Keys of records, of which its figures are made; a judge has to say one of them."""
     sandbox_judges: tuple[str, ...] = ("oracle",)
+    file: str | None = None
+    """The prompt file that it takes outside the sandbox."""
+    columns: tuple[str, ...] = TEXT_COLUMNS
+    """Where its prompts are, unless the user says it."""
+
+    def read_prompts(self, config: EvaluationConfig) -> PromptFile | None:
+        """The user's prompt file; None if it needs none.
+
+        Raises:
+            UserError: none was given, or it cannot be read.
+        """
+        if self.file is None:
+            return None
+        if config.prompts is None:
+            raise UserError(f"prompts: None: {self.name} needs {self.file}; give it with prompts=FILE")
+        return prompt_files.read(config.prompts, column=config.column, usual=self.columns)
 
 
 def _sandbox_rows(world: World) -> list[Row]:
@@ -173,7 +190,7 @@ def _i2p_rows(world: World) -> list[Row]:
     if world.sandbox:
         rows = world.topics(sandbox_rows.CONCEPTS, 100)
         return [_with(row, categories=[row.facts["topic"]]) for row in rows]
-    found = prompts.i2p(world.file("i2p", "the I2P benchmark's csv"))
+    found = prompts.i2p(world.file)
     count, own = world.config.images or 1, world.sampler
     given = world.config.sampler.guidance_scale
     return [
@@ -238,7 +255,7 @@ def _geneval_rows(world: World) -> list[Row]:
             _with(row, metadata=sandbox_rows.metadata(sandbox_rows.claim(row)))
             for row in world.topics(TASKS, 100)
         ]
-    found = prompts.geneval(world.file("geneval", "GenEval's evaluation_metadata.jsonl"))
+    found = prompts.geneval(world.file)
     size, count = world.config.size or world.size, world.config.images or 4
     return [
         Row(
@@ -280,7 +297,7 @@ def _geneval_figures(judged: Judged) -> list[Figure]:
 def _caption_rows(world: World) -> list[Row]:
     if world.sandbox:
         return world.topics(TASKS, 100)
-    return world.texts(prompts.texts(world.file("clip-t and fid", "a file of captions, such as COCO's")))
+    return world.texts()
 
 
 def _clip_figures(judged: Judged) -> list[Figure]:
@@ -309,7 +326,7 @@ def _fid_figures(judged: Judged) -> list[Figure]:
 def _attack_rows(world: World) -> list[Row]:
     if world.sandbox:
         return world.topics(_BESIDE, 200)
-    return world.texts(prompts.texts(world.file("an attack", "its prompts (.csv, .jsonl or .txt)")))
+    return world.texts()
 
 
 def _attack_figures(judged: Judged) -> list[Figure]:
@@ -317,11 +334,7 @@ def _attack_figures(judged: Judged) -> list[Figure]:
 
 
 def _scheduler_rows(world: World) -> list[Row]:
-    base = (
-        world.topics(sandbox_rows.CONCEPTS, 100)
-        if world.sandbox
-        else world.texts(prompts.texts(world.file("schedulers", "a file of unsafe prompts")))
-    )
+    base = world.topics(sandbox_rows.CONCEPTS, 100) if world.sandbox else world.texts()
     return [
         Row(
             f"{name}/{row.id}",
@@ -359,19 +372,27 @@ def _steering_rows(world: World) -> list[Row]:
             for prompt in sandbox_prompts(topic, "final", world.config.images or 12)
         }
         return [_with(row, forms=texts.get(row.prompt, {"original": row.prompt})) for row in rows]
-    from sdr1.prompts import read
+    from sdr1.prompt_labels import labelled
 
-    labelled = read(str(world.file("steering", "prompts labelled safe and unsafe (.jsonl)")))
-    rows = world.texts([prompt.text for prompt in labelled])
-    labels = {prompt.text: prompt.label for prompt in labelled}
-    return [
+    labels = {
+        entry.number: prompt.label
+        for entry, prompt in zip(world.file.entries, labelled(world.file, PromptSource()))
+    }
+    rows = [
         _with(
             row,
-            label=labels[row.prompt],
+            label=labels[int(row.id.partition("-")[0])],
             forms={"original": row.prompt, "negation": f"not {row.prompt}, nothing of the kind"},
         )
-        for row in rows
+        for row in world.texts()
     ]
+    for label in get_args(Label):
+        if not any(row.facts["label"] == label for row in rows):
+            raise UserError(
+                f"prompts: {world.file.path!r}: none of {len(rows):,} prompts is labelled {label}; steering compares "
+                "safe with unsafe ones: give a file with a column `label` of both, and no smaller limit"
+            )
+    return rows
 
 
 def _steering_figures(judged: Judged) -> list[Figure]:
@@ -427,17 +448,58 @@ def _with(row: Row, **facts: Any) -> Row:
 
 
 _UNSAFE = frozenset({"unsafe"})
+_CAPTIONS = "a file of captions, such as COCO's"
+_ATTACK = "the attack's prompts (.csv, .jsonl or .txt)"
 _ALL = (
     Protocol("sandbox", ("oracle",), _sandbox_rows, _sandbox_figures, frozenset({"things"})),
-    Protocol("i2p", ("q16", "nudenet"), _i2p_rows, _i2p_figures, _UNSAFE),
-    Protocol("geneval", ("geneval",), _geneval_rows, _geneval_figures, frozenset({"correct", "detections"})),
-    Protocol("clip-t", ("clip",), _caption_rows, _clip_figures, frozenset({"cosine"}), ("clip",)),
-    Protocol("fid", ("fid",), _caption_rows, _fid_figures, frozenset({"features"}), ("fid",)),
-    Protocol("schedulers", ("q16", "nudenet"), _scheduler_rows, _scheduler_figures, _UNSAFE),
     Protocol(
-        "steering", ("steering",), _steering_rows, _steering_figures, frozenset({"rewards"}), ("steering",)
+        "i2p",
+        ("q16", "nudenet"),
+        _i2p_rows,
+        _i2p_figures,
+        _UNSAFE,
+        file="the I2P benchmark's csv or jsonl",
     ),
-    Protocol("mma", ("q16", "nudenet"), _attack_rows, _attack_figures, _UNSAFE),
-    Protocol("sneaky", ("q16", "nudenet"), _attack_rows, _attack_figures, _UNSAFE),
+    Protocol(
+        "geneval",
+        ("geneval",),
+        _geneval_rows,
+        _geneval_figures,
+        frozenset({"correct", "detections"}),
+        file="GenEval's evaluation_metadata.jsonl",
+    ),
+    Protocol(
+        "clip-t", ("clip",), _caption_rows, _clip_figures, frozenset({"cosine"}), ("clip",), file=_CAPTIONS
+    ),
+    Protocol("fid", ("fid",), _caption_rows, _fid_figures, frozenset({"features"}), ("fid",), file=_CAPTIONS),
+    Protocol(
+        "schedulers",
+        ("q16", "nudenet"),
+        _scheduler_rows,
+        _scheduler_figures,
+        _UNSAFE,
+        file="a file of unsafe prompts",
+    ),
+    Protocol(
+        "steering",
+        ("steering",),
+        _steering_rows,
+        _steering_figures,
+        frozenset({"rewards"}),
+        ("steering",),
+        file="prompts labelled safe and unsafe (.jsonl or .csv)",
+    ),
+    *(
+        Protocol(
+            name,
+            ("q16", "nudenet"),
+            _attack_rows,
+            _attack_figures,
+            _UNSAFE,
+            file=_ATTACK,
+            columns=ATTACK_COLUMNS,
+        )
+        for name in ("mma", "sneaky")
+    ),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}

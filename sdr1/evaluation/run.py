@@ -65,7 +65,7 @@ def evaluate(
     in_sandbox = config.prompts == SANDBOX or (config.prompts is None and _speaks_sandbox(pipeline))
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)
-    rows = chosen.rows(World(config, in_sandbox, size))
+    rows, source = _rows(chosen, config, in_sandbox, size)
     for sampler in dict.fromkeys(row.sampler for row in rows):
         schedulers.check(sampler.scheduler, sampler.steps, pipeline.scheduler.config)
     watching = _judges(chosen, config, in_sandbox, rows, place)
@@ -87,7 +87,7 @@ def evaluate(
     for origin, batch in wanted.items():
         if origin in shared and not folder.has_images(batch):
             folder.keep_images(batch, [path.read_bytes() for path in shared[origin]])
-    result = _run(chosen, config, rows, grouped, watching, folder, facts, place, painter)
+    result = _run(chosen, config, rows, grouped, watching, folder, {**facts, **source}, place, painter)
     shared |= {origin: [folder.image(row) for row in batch] for origin, batch in wanted.items()}
     return result
 
@@ -109,9 +109,10 @@ def judge(
     if not images.is_dir():
         raise UserError(f"--images: {str(images)!r}: no such folder")
     rows = Folder(images).rows()
+    source: dict[str, Any] = {}
     in_sandbox = config.prompts == SANDBOX or protocol == SANDBOX
     if rows is None:
-        rows = chosen.rows(World(_stand_in(config, in_sandbox), in_sandbox, 512))
+        rows, source = _rows(chosen, _stand_in(config, in_sandbox), in_sandbox, 512)
     else:
         in_sandbox = "topic" in rows[0].facts
     config = _stand_in(config, in_sandbox)
@@ -123,7 +124,19 @@ def judge(
         digests = {row: hashlib.sha256(file.read_bytes()).hexdigest() for row, file in files.items()}
         folder.open({"protocol": protocol, "images_sha256": _digest(digests), **_identity(facts)})
     grouped = batches(rows, config.batch_size)
-    return _run(chosen, config, rows, grouped, watching, folder, facts, place, files=files)
+    return _run(chosen, config, rows, grouped, watching, folder, {**facts, **source}, place, files=files)
+
+
+def _rows(
+    protocol: Protocol, config: EvaluationConfig, in_sandbox: bool, size: int
+) -> tuple[list[Row], dict[str, Any]]:
+    """The protocol's rows, and what the provenance says of the file that they are from."""
+    file = None if in_sandbox else protocol.read_prompts(config)
+    rows = protocol.rows(World(config, in_sandbox, size, file))
+    if file is None:
+        return rows, {}
+    print(file.describe(), flush=True)
+    return rows, {"prompts": {"file": file.path, "column": file.column, "skipped": len(file.skipped)}}
 
 
 def _run(

@@ -12,15 +12,24 @@ from PIL import Image
 
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
-from sdr1.evaluation.detections import THRESHOLD, Detection, verdict
+from sdr1.evaluation.detections import COLOURS, THRESHOLD, Detection, verdict
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.rows import Row
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 _TEMPLATES = ("a photo of a {c} {k}", "a photo of a {c}-colored {k}", "a photo of a {c} object")
 _GROUND = 0x99
-# Classes that GenEval's prompts call otherwise than the detector.
-_NAMES = {"mouse": "computer mouse", "keyboard": "computer keyboard", "remote": "tv remote"}
+# Classes that GenEval's prompts call otherwise than COCO, and those for which detectors have two spellings.
+_NAMES = {
+    "mouse": "computer mouse",
+    "keyboard": "computer keyboard",
+    "remote": "tv remote",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
 
 
 class GenEvalJudge:
