@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
+import itertools
 import json
+import socketserver
 import sys
 import threading
+import time
 import types
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -210,6 +215,88 @@ def test_http_judge_in_batches_with_retries(judge):
     made = scorer(terms={"far": {"kind": "http", "url": url, "batch": 3}}).score(IMAGES, SAFE)
     assert made.terms["far"] == pytest.approx(-(IMAGES / 255).mean(), abs=1e-5)
     assert calls == [3, 3, 1]
+
+
+@contextmanager
+def raw_judge(*pieces: bytes, pause: float = 0.0, endless: bool = False):
+    """Answers every request with these bytes, one piece after the other, then closes; yields its URL and its calls."""
+    calls: list[int] = []
+    stopped = threading.Event()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            calls.append(1)
+            while self.rfile.readline().strip():
+                pass
+            try:
+                for piece in itertools.cycle(pieces) if endless else pieces:
+                    self.wfile.write(piece)
+                    if stopped.wait(pause):
+                        return
+            except OSError:
+                return
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, allow_reuse_address = True, True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/?token=hidden", calls
+        stopped.set()
+        server.shutdown()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "options", "said"),
+    [
+        # A byte now and then resets a timeout that is per receive; the heading, then the body.
+        ([OK, *[b"x"] * 40], {"pause": 0.1}, "no whole answer within 0.5 s"),
+        ([OK + b"\r\n{", *[b" "] * 40], {"pause": 0.1}, "no whole answer within 0.5 s"),
+        ([OK + b"\r\n" + b" " * 2**16], {"endless": True}, "more than 1048832 bytes"),
+        ([OK + b'Content-Length: 900\r\n\r\n{"unsafe": [0'], {}, "broken answer"),
+        ([b"HTTQ/1.1 who knows\r\n\r\n"], {}, "broken answer"),
+        ([], {}, "broken answer"),
+        ([b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n"], {}, "HTTP status 401"),
+        ([OK + b'\r\n{"unsafe": [0, null, 1, 1]}'], {}, "something else than a number"),
+        ([OK + b'\r\n{"unsafe": [0, "1", 1, 1]}'], {}, "something else than a number"),
+        ([OK + b'\r\n{"unsafe": [0, NaN, 1, 1]}'], {}, "something else than a number|not JSON"),
+        ([OK + b"\r\n" + b"[" * 10**5], {}, "not JSON"),
+        ([OK + b"\r\n<html>"], {}, "not JSON"),
+    ],
+)
+def test_an_http_judge_that_misbehaves_is_asked_again_and_then_stops_training(pieces, options, said):
+    with raw_judge(*pieces, **options) as (url, calls):
+        term = {"kind": "http", "url": url, "retries": 1, "timeout": 0.5 if "pause" in options else 30}
+        made = scorer(terms={"far": term})
+        begin = time.monotonic()
+        with pytest.raises(
+            TrainingError, match=rf"^reward\.terms\.far: .* failed 2 times; the last: .*({said})"
+        ) as error:
+            made.score(IMAGES, SAFE)
+        assert time.monotonic() - begin < 20
+        assert len(calls) == 2
+        assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "http://[::1", "http://host:99999/", "https://:80/x", "http://host:0"]
+)
+def test_a_url_without_a_host_is_refused_before_a_run_starts(url):
+    term = {"kind": "http", "url": url}
+    with pytest.raises(UserError, match=r"^reward\.terms\.far\.url: names no host"):
+        scorers.check(validate({"reward": {"terms": {"far": term}}}).reward)
+
+
+def test_an_http_judge_answers_where_a_loop_runs_already(judge):
+    url, _ = judge
+
+    async def notebook():
+        return scorer(terms={"far": {"kind": "http", "url": url}}).score(IMAGES, SAFE)
+
+    assert asyncio.run(notebook()).terms["far"] < 0
 
 
 def test_http_judge_that_is_away_stops_training_without_its_token():
