@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdr1 import weight_files
 from sdr1.config import SANDBOX, PolicyConfig
 from sdr1.errors import Unreachable, UserError, reason
+from sdr1.plain_data import read_json, shown
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_CLASSES = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": (),
+}
+"""The parts of a pipeline and their classes; of schedulers any that knows betas."""
 _WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 _OLD_NAMES = (
     (".query.", ".to_q."),
@@ -38,8 +48,10 @@ def locate(config: PolicyConfig) -> Path | None:
         return PIPELINE
     path = Path(config.model)
     if path.exists():
-        return path
-    if config.model.startswith((".", "/", "~")) or config.model.count("/") != 1:
+        # Absolute: the libraries ask the hub for a relative folder that lacks a part.
+        return path.absolute()
+    first, slash, rest = config.model.partition("/")
+    if first in ("", ".", "..", "~") or not slash or "/" in rest or Path(first).is_dir():
         raise UserError(
             f"{_where(config)}: no such file or folder; give `sandbox`, a diffusers pipeline folder, a .safetensors "
             "checkpoint or a hub id"
@@ -47,7 +59,74 @@ def locate(config: PolicyConfig) -> Path | None:
     return None
 
 
+class Parts(NamedTuple):
+    """What a pipeline's configs describe: modules on the meta device, tokenizer and DDIM scheduler."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+
+
 def check(config: PolicyConfig) -> Path:
+    """As `examine`; then try the parts together, without a weight in memory.
+
+    Raises:
+        Unreachable: as `examine`.
+        UserError: as `examine`, or the parts do not work with one another, with `policy.size` or `policy.steps`.
+    """
+    folder = examine(config)
+    parts = build(folder, config)
+    most = parts.scheduler.config.num_train_timesteps
+    try:
+        parts.scheduler.set_timesteps(config.steps)
+        fits = config.steps <= most and int(max(parts.scheduler.timesteps)) < most
+    except Exception:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"policy.steps: {config.steps}: the model was trained on {most} timesteps and its scheduler cannot space so "
+            f"many; use at most {most // 2}"
+        )
+    try:
+        _try_out(parts, _pixels(parts, config))
+    except Exception as error:
+        size = f", at policy.size {config.size}" if config.size else ""
+        raise UserError(
+            f"{_where(config)}: its parts do not work together{size}: {reason(error)}; take all of them from one model"
+        ) from error
+    return folder
+
+
+def pixels(config: PolicyConfig) -> int:
+    """Height and width of the policy's images, by its configs."""
+    return _pixels(build(configs(config), config), config)
+
+
+def _pixels(parts: Parts, config: PolicyConfig) -> int:
+    if config.size is not None:
+        return config.size
+    return parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+
+
+def _try_out(parts: Parts, size: int) -> None:
+    import torch
+
+    factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    with torch.no_grad(), torch.device("meta"):
+        ids = torch.zeros(1, parts.tokenizer.model_max_length, dtype=torch.long)
+        latents = torch.zeros(1, parts.unet.config.in_channels, size // factor, size // factor)
+        states = parts.text_encoder(ids)[0]
+        made = parts.unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=states).sample
+        image = parts.vae.decode(made).sample
+    if made.shape != latents.shape or image.shape != (1, 3, size, size):
+        raise ValueError(
+            f"latents {tuple(latents.shape)} become {tuple(made.shape)} and {tuple(image.shape)}"
+        )
+
+
+def examine(config: PolicyConfig) -> Path:
     """The folder with the pipeline's configs, tokenizer and scheduler, once they are found to be good.
 
     Of a hub id only the configs are looked at; they are fetched unless cached.
@@ -59,19 +138,81 @@ def check(config: PolicyConfig) -> Path:
     path, folder = locate(config), configs(config)
     index = _read(folder / "model_index.json", config, "no diffusers pipeline")
     _check_parts(index, folder, config)
+    parts = build(folder, config)
+    _check_shapes(parts, config)
+    if path is not None and path.is_dir():
+        for part in _WEIGHTS:
+            if part != "unet" or config.unet is None:
+                _check_weights(folder / part, _WEIGHTS[part], getattr(parts, part), config)
+    elif path is not None:
+        _check_single_file(path, parts, config)
+    if config.unet is not None:
+        check_unet_file(config.unet, dict(parts.unet.config))
+    return folder
+
+
+def build(folder: Path, config: PolicyConfig) -> Parts:
+    """The parts that the folder's configs describe: the one place where the libraries are given what anybody wrote.
+
+    Raises:
+        UserError: a config is missing or damaged, or describes nothing that can be built here.
+    """
     unet = _read(folder / "unet" / "config.json", config, "no UNet config")
     text = _read(folder / "text_encoder" / "config.json", config, "no text encoder config")
     scheduler = _read(folder / "scheduler" / "scheduler_config.json", config, "no scheduler config")
     vae = _read(folder / "vae" / "config.json", config, "no VAE config")
-    _check_shapes(unet, text, vae, scheduler, config)
-    _check_tokenizer(folder / "tokenizer", text, config)
-    if path is not None and path.is_dir():
-        for part, described in (("text_encoder", text), ("unet", unet), ("vae", vae)):
-            if part != "unet" or config.unet is None:
-                _check_weights(folder / part, _WEIGHTS[part], described, config)
-    if config.unet is not None:
-        check_unet_file(config.unet, unet)
-    return folder
+    made = {
+        name: _built(name, json.dumps(described, sort_keys=True), f"{_where(config)}: {name}/")
+        for name, described in (
+            ("unet", unet),
+            ("vae", vae),
+            ("text_encoder", text),
+            ("scheduler", scheduler),
+        )
+    }
+    tokenizer = _tokenizer(folder / "tokenizer", made["text_encoder"], config)
+    return Parts(**made, tokenizer=tokenizer)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(part: str, described: str, where: str) -> Any:
+    """A module on the meta device, or a DDIM scheduler, as a config's JSON describes it; kept, since it is asked for often."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    values = json.loads(described)
+    _require_sane(values, where, 10_000 if part == "scheduler" else 1_000_000)
+    try:
+        if part == "scheduler":
+            return DDIMScheduler.from_config(values)
+        with torch.device("meta"):
+            if part == "text_encoder":
+                return CLIPTextModel(CLIPTextConfig(**values.get("text_config", values))).eval()
+            kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+            return kinds[part].from_config(values).eval()
+    except Exception as error:
+        raise UserError(
+            f"{where}: its config describes nothing that can be built here: {reason(error)}; fetch it again"
+        ) from error
+
+
+def _require_sane(values: Any, where: str, most: int, name: str = "") -> None:
+    """Raise UserError for numbers of which the libraries would make a module or a table without end."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _require_sane(value, where, most, key)
+    elif isinstance(values, list):
+        if len(values) > most:
+            raise UserError(f"{where}: {name} is a list of {len(values):,}; fetch the config again")
+        for value in values:
+            _require_sane(value, where, most, name)
+    elif isinstance(values, int | float):
+        limit = 100 if "layers" in name else most
+        if not abs(values) <= (limit if isinstance(values, int) else math.inf):
+            raise UserError(
+                f"{where}: {name} {shown(values)}: more than any model has; fetch the config again"
+            )
 
 
 def configs(config: PolicyConfig) -> Path:
@@ -92,15 +233,7 @@ def configs(config: PolicyConfig) -> Path:
 
 def tokenizer(config: PolicyConfig) -> Any:
     """The pipeline's tokenizer."""
-    from transformers import CLIPTokenizer
-
-    folder = configs(config) / "tokenizer"
-    try:
-        return CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{_where(config)}: tokenizer/ does not load ({reason(error)}); fetch it again"
-        ) from error
+    return build(configs(config), config).tokenizer
 
 
 def check_unet_file(path: Path, base: dict[str, Any]) -> None:
@@ -113,10 +246,7 @@ def check_unet_file(path: Path, base: dict[str, Any]) -> None:
             raise UserError(
                 f"{where}: no config.json there; give a diffusers UNet folder or a .safetensors file"
             )
-        try:
-            held = json.loads(own.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{where}: config.json cannot be read ({error}); fetch it again") from error
+        held = _object(own, where)
         if held.get("cross_attention_dim") != base.get("cross_attention_dim"):
             raise UserError(
                 f"{where}: cross_attention_dim {held.get('cross_attention_dim')}, the base's text encoder needs "
@@ -124,20 +254,11 @@ def check_unet_file(path: Path, base: dict[str, Any]) -> None:
             )
         base, file = held, path / "diffusion_pytorch_model.safetensors"
     found = weight_files.shapes(file, "policy.unet")
-    weight_files.require_fit(found, _described_shapes("unet", base), where, "this UNet")
+    unet = _built("unet", json.dumps(base, sort_keys=True, default=str), where)
+    weight_files.require_fit(found, _shapes(unet), where, "this UNet")
 
 
-def _described_shapes(part: str, config: dict[str, Any]) -> weight_files.Shapes:
-    """Shape of every tensor of the part that its config.json describes."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        if part == "text_encoder":
-            module = CLIPTextModel(CLIPTextConfig(**config.get("text_config", config)))
-        else:
-            module = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part].from_config(config)
+def _shapes(module: Any) -> weight_files.Shapes:
     return {_renamed(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
@@ -154,46 +275,63 @@ def _check_parts(index: dict[str, Any], folder: Path, config: PolicyConfig) -> N
             f"{_where(config)}: a {kind}; only Stable Diffusion 1.x and 2.x text-to-image pipelines "
             "(StableDiffusionPipeline) can be trained: give one of these"
         )
-    for part in _PARTS:
+    for part, classes in _CLASSES.items():
         named = index.get(part)
-        if not named or named[0] is None or not (folder / part).is_dir():
+        if not isinstance(named, list) or len(named) != 2 or None in named or not (folder / part).is_dir():
             raise UserError(
                 f"{_where(config)}: the pipeline has no {part}; copy {part}/ from the model it was made from, and its "
                 "entry in model_index.json"
             )
+        known = _knows_betas(named[1]) if part == "scheduler" else named[1] in classes
+        if not known or named[0] not in ("diffusers", "transformers"):
+            raise UserError(
+                f"{_where(config)}: model_index.json: {part} is {shown(named)}, which belongs to another kind of model; "
+                f"Stable Diffusion 1.x and 2.x have {' or '.join(classes) or 'e.g. DDIMScheduler'}"
+            )
 
 
-def _check_shapes(
-    unet: dict[str, Any],
-    text: dict[str, Any],
-    vae: dict[str, Any],
-    scheduler: dict[str, Any],
-    config: PolicyConfig,
-) -> None:
-    width = text.get("hidden_size", text.get("text_config", {}).get("hidden_size"))
-    if unet.get("cross_attention_dim") != width:
+def _knows_betas(name: Any) -> bool:
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return isinstance(kind, type) and "beta_start" in inspect.signature(kind.__init__).parameters
+
+
+def _check_shapes(parts: Parts, config: PolicyConfig) -> None:
+    unet, vae = parts.unet.config, parts.vae.config
+    width = parts.text_encoder.config.hidden_size
+    if unet.cross_attention_dim != width:
         raise UserError(
-            f"{_where(config)}: the UNet reads text states of {unet.get('cross_attention_dim')}, the text encoder gives "
+            f"{_where(config)}: the UNet reads text states of {unet.cross_attention_dim}, the text encoder gives "
             f"{width}: parts of different models; take unet/ and text_encoder/ from one"
         )
-    channels = vae.get("latent_channels")
-    if not unet.get("in_channels") == unet.get("out_channels") == channels:
+    if not unet.in_channels == unet.out_channels == vae.latent_channels:
         raise UserError(
-            f"{_where(config)}: the UNet takes {unet.get('in_channels')} channels and gives {unet.get('out_channels')}, "
-            f"the VAE has {channels}: an inpainting or image-to-image model; give a text-to-image one"
+            f"{_where(config)}: the UNet takes {unet.in_channels} channels and gives {unet.out_channels}, "
+            f"the VAE has {vae.latent_channels}: an inpainting or image-to-image model; give a text-to-image one"
         )
-    prediction = scheduler.get("prediction_type", "epsilon")
+    prediction = parts.scheduler.config.prediction_type
     if prediction not in ("epsilon", "v_prediction", "sample"):
         raise UserError(
             f"{_where(config)}: scheduler prediction_type {prediction!r}: use epsilon, v_prediction or sample"
         )
-    scale = vae.get("scaling_factor", 1)
-    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+    scale = vae.scaling_factor
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise UserError(
             f"{_where(config)}: vae/config.json: scaling_factor {scale!r}: latents are divided by it; Stable Diffusion's "
             "is 0.18215"
         )
-    factor = 2 ** (len(vae.get("block_out_channels", ())) - 1)
+    side = unet.sample_size
+    if type(side) is not int or not 1 <= side <= 1024:
+        raise UserError(
+            f"{_where(config)}: unet/config.json: sample_size {shown(side)}: height and width of the latents, one whole "
+            "number; Stable Diffusion's is 64"
+        )
+    if not parts.scheduler.alphas_cumprod.isfinite().all() or parts.scheduler.alphas_cumprod[0] <= 0:
+        raise UserError(
+            f"{_where(config)}: scheduler/scheduler_config.json: its betas make no noise schedule; fetch it again"
+        )
+    factor = 2 ** (len(vae.block_out_channels) - 1)
     if config.size is not None and config.size % factor:
         near = config.size // factor * factor
         raise UserError(
@@ -201,24 +339,40 @@ def _check_shapes(
         )
 
 
-def _check_tokenizer(folder: Path, text: dict[str, Any], config: PolicyConfig) -> None:
+def _tokenizer(folder: Path, text: Any, config: PolicyConfig) -> Any:
+    from transformers import CLIPTokenizer
+
     # Without its files transformers makes a tokenizer of no words, and none without a length cuts a prompt.
-    files = {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if "tokenizer.json" not in files and not {"vocab.json", "merges.txt"} <= files:
         raise UserError(
             f"{_where(config)}: tokenizer/ has no vocab.json and merges.txt; copy tokenizer/ from the model it was made "
             "from"
         )
     length = _read(folder / "tokenizer_config.json", config, "no tokenizer config").get("model_max_length")
-    places = text.get("text_config", text).get("max_position_embeddings", 77)
-    if not isinstance(length, int) or length > places:
+    places = text.config.max_position_embeddings
+    if type(length) is not int or not 2 <= length <= places:
         raise UserError(
-            f"{_where(config)}: tokenizer/tokenizer_config.json: model_max_length {length}: the text encoder reads at "
-            f"most {places} tokens; set it to {places}"
+            f"{_where(config)}: tokenizer/tokenizer_config.json: model_max_length {shown(length)}: the text encoder reads "
+            f"at most {places} tokens; set it to {places}"
         )
+    try:
+        made = CLIPTokenizer.from_pretrained(folder.absolute())
+        ids = made("a", padding="max_length", max_length=length, truncation=True).input_ids
+        highest = max([*ids, *made.get_vocab().values()])
+    except Exception as error:
+        raise UserError(
+            f"{_where(config)}: tokenizer/ does not load ({reason(error)}); fetch it again"
+        ) from error
+    if highest >= text.config.vocab_size:
+        raise UserError(
+            f"{_where(config)}: tokenizer/ has a token {highest}, the text encoder knows {text.config.vocab_size}: parts "
+            "of different models; take both from one"
+        )
+    return made
 
 
-def _check_weights(folder: Path, stem: str, described: dict[str, Any], config: PolicyConfig) -> None:
+def _check_weights(folder: Path, stem: str, module: Any, config: PolicyConfig) -> None:
     variant = f".{config.variant}" if config.variant else ""
     found = sorted(
         {*folder.glob(f"{stem}{variant}.safetensors"), *folder.glob(f"{stem}{variant}-*-of-*.safetensors")}
@@ -236,9 +390,61 @@ def _check_weights(folder: Path, stem: str, described: dict[str, Any], config: P
         held = weight_files.shapes(file, "policy.model")
         shapes |= {_renamed(name): shape for name, shape in held.items() if _renamed(name) not in _NOT_LOADED}
     # Loaders leave what is missing as it was initialised: such a text encoder is noise, and the run goes on.
-    expected = _described_shapes(folder.name, described)
     where = f"{_where(config)}: {folder.name}/"
-    weight_files.require_fit(shapes, expected, where, f"{folder.name}/config.json")
+    weight_files.require_fit(shapes, _shapes(module), where, f"{folder.name}/config.json")
+
+
+def _check_single_file(path: Path, parts: Parts, config: PolicyConfig) -> None:
+    """Raise UserError unless what diffusers makes of the checkpoint's tensors fills the described parts."""
+    held = current_names(_meta(weight_files.shapes(path, "policy.model")))
+    for part in _WEIGHTS:
+        if part == "unet" and config.unet is not None:
+            continue
+        module, where = getattr(parts, part), f"{_where(config)}: its {part}"
+        made = converted(part, module, held, where)
+        expected = _shapes(module)
+        # What is beyond the described part is not loaded.
+        found = {name: tuple(tensor.shape) for name, tensor in made.items() if name in expected}
+        weight_files.require_fit(found, expected, where, f"the {part} in {config.config or 'its configs'}")
+
+
+def current_names(tensors: dict[str, Any]) -> dict[str, Any]:
+    """A single file's tensors by the names that the libraries know: old text encoders have no `text_model.` in theirs."""
+    old, new = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
+    return {
+        (new + name[len(old) :] if name.startswith(old) and not name.startswith(new) else name): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def converted(part: str, module: Any, tensors: dict[str, Any], where: str) -> dict[str, Any]:
+    """The tensors of a part, by its module's names, out of a single file's with their current names.
+
+    Raises:
+        UserError: one is missing or misshapen.
+    """
+    from diffusers.loaders import single_file_utils as utils
+
+    try:
+        if part == "unet":
+            made = utils.convert_ldm_unet_checkpoint(dict(tensors), module.config)
+        elif part == "vae":
+            made = utils.convert_ldm_vae_checkpoint(dict(tensors), module.config)
+        elif utils.is_open_clip_model(tensors):
+            made = utils.convert_open_clip_checkpoint(module, tensors)
+        else:
+            made = utils.convert_ldm_clip_checkpoint(tensors)
+    except Exception as error:
+        raise UserError(
+            f"{where}: a tensor is missing or misshapen ({reason(error)}); fetch it again"
+        ) from error
+    return {_renamed(name): tensor for name, tensor in made.items()}
+
+
+def _meta(shapes: weight_files.Shapes) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
@@ -247,7 +453,6 @@ def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
     Raises:
         UserError: it is no Stable Diffusion 1.x or 2.x checkpoint, or its configs cannot be had.
     """
-    import torch
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
         infer_diffusers_model_type,
@@ -259,9 +464,7 @@ def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
             "pickle, which could execute code: convert it first"
         )
     shapes = weight_files.shapes(path, "policy.model")
-    kind = infer_diffusers_model_type(
-        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    )
+    kind = infer_diffusers_model_type(_meta(shapes))
     if kind not in _SINGLE_FILES or not any(name.startswith("model.diffusion_model.") for name in shapes):
         raise UserError(
             f"{_where(config)}: diffusers takes this checkpoint for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
@@ -274,7 +477,11 @@ def _single_file_configs(path: Path, config: PolicyConfig) -> Path:
                 "pipeline folder with policy.unet"
             )
     name = config.config or DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
-    return Path(name) if Path(name).is_dir() else _fetch_configs(f"policy.config: {name!r}", name, None)
+    return (
+        Path(name).absolute()
+        if Path(name).is_dir()
+        else _fetch_configs(f"policy.config: {name!r}", name, None)
+    )
 
 
 def _hub_configs(config: PolicyConfig) -> Path:
@@ -295,19 +502,21 @@ def _fetch_configs(where: str, name: str, revision: str | None) -> Path:
 
 
 def _read(file: Path, config: PolicyConfig, problem: str) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise UserError(
             f"{_where(config)}: {problem}: {file.parent.name}/{file.name} is missing; give a folder that diffusers' "
             "save_pretrained wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{_where(config)}: {file.parent.name}/{file.name} cannot be read ({error}); fetch it again"
-        ) from error
+        )
+    return _object(file, _where(config))
+
+
+def _object(file: Path, where: str) -> dict[str, Any]:
+    try:
+        held = read_json(file, where)
+    except UserError as error:
+        raise UserError(f"{error}; fetch it again") from error
     if not isinstance(held, dict):
-        raise UserError(f"{_where(config)}: {file.name} holds no object; fetch it again")
+        raise UserError(f"{where}: {file} holds no object; fetch it again")
     return held
 
 

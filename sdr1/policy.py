@@ -38,7 +38,7 @@ def load(config: PolicyConfig) -> Any:
     # A bar for each of many loads in many processes tells nobody anything.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    configs = pipeline_files.check(config)
+    configs = pipeline_files.examine(config)
     path = pipeline_files.locate(config)
     try:
         if path is not None and path.is_file():
@@ -46,8 +46,8 @@ def load(config: PolicyConfig) -> Any:
                 str(path),
                 config=str(configs),
                 torch_dtype=torch.float32,
-                safety_checker=None,
-                requires_safety_checker=False,
+                text_encoder=_text_encoder(path, configs, config),
+                **_UNUSED,
             )
         else:
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -55,11 +55,12 @@ def load(config: PolicyConfig) -> Any:
                 revision=config.revision,
                 variant=config.variant,
                 use_safetensors=True,
-                safety_checker=None,
-                requires_safety_checker=False,
                 dtype=torch.float32,
+                **_UNUSED,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
             f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason(error)}"
         ) from error
@@ -73,6 +74,30 @@ def load(config: PolicyConfig) -> Any:
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+_UNUSED = {
+    "safety_checker": None,
+    "requires_safety_checker": False,
+    "feature_extractor": None,
+    "image_encoder": None,
+}
+"""Parts that need not be there, whatever model_index.json says."""
+
+
+def _text_encoder(path: Path, configs: Path, config: PolicyConfig) -> Any:
+    """The text encoder of a single file, of older names too, which diffusers does not know."""
+    from safetensors import safe_open
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel(CLIPTextModel.config_class.from_pretrained(configs / "text_encoder"))
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("cond_stage_model.")]  # noqa: SIM118
+        tensors = pipeline_files.current_names({name: file.get_tensor(name) for name in names})
+    where = f"policy.model: {config.model!r}: its text_encoder"
+    held = pipeline_files.converted("text_encoder", model, tensors, where)
+    model.load_state_dict({name: held[name.removeprefix("text_model.")] for name in model.state_dict()})
+    return model.eval()
 
 
 def _put_unet_over(pipeline: Any, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,26 @@ def only_a_pickle(folder: Path) -> None:
 
 def other_weights(folder: Path) -> None:
     safetensors.torch.save_file({"conv_in.weight": torch.zeros(1)}, folder / UNET)
+
+
+def edited(part: str, stem: str = "config", **changes) -> Callable[[Path], None]:
+    return lambda folder: tiny.edit(folder / part / f"{stem}.json", **changes)
+
+
+def more_words(file: Path) -> None:
+    held = json.loads(file.read_text())
+    held["added_tokens"].append(
+        {
+            "id": 10**5,
+            "content": "<more>",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    )
+    file.write_text(json.dumps(held))
 
 
 BAD = {
@@ -91,6 +112,80 @@ BAD = {
         ["vae/config.json", "fetch"],
     ),
     "no config": (lambda folder: (folder / "unet" / "config.json").unlink(), ["unet/config.json", "missing"]),
+    "a config of brackets": (
+        lambda folder: (folder / "vae" / "config.json").write_text("[" * 10**5),
+        ["vae/config.json", "recursion", "fetch"],
+    ),
+    "a config that is a list": (
+        lambda folder: (folder / "vae" / "config.json").write_text("[]"),
+        ["vae/config.json", "no object", "fetch"],
+    ),
+    "a config of NaN": (
+        edited("unet", norm_eps=float("nan")),
+        ["unet/", "norm_eps nan", "fetch"],
+    ),
+    "a UNet of unknown blocks": (
+        edited("unet", down_block_types=["NoBlock2D", "NoBlock2D"]),
+        ["unet/", "describes nothing that can be built", "NoBlock2D"],
+    ),
+    "a UNet of words": (edited("unet", block_out_channels="many"), ["unet/", "nothing that can be built"]),
+    "a UNet of a million layers": (
+        edited("unet", layers_per_block=10**6),
+        ["unet/", "layers_per_block 1000000"],
+    ),
+    "a UNet of no size": (edited("unet", sample_size="big"), ["sample_size 'big'", "64"]),
+    "a UNet that needs labels": (
+        edited("unet", class_embed_type="timestep", num_class_embeds=3),
+        ["unet/"],
+    ),
+    "a text encoder of heads that do not divide": (
+        edited("text_encoder", num_attention_heads=7),
+        ["text_encoder/", "nothing that can be built"],
+    ),
+    "a text encoder of a million layers": (
+        edited("text_encoder", num_hidden_layers=10**6),
+        ["text_encoder/", "num_hidden_layers 1000000"],
+    ),
+    "a VAE of no groups": (edited("vae", norm_num_groups=0), ["vae/", "nothing that can be built"]),
+    "a VAE that scales by nothing": (edited("vae", scaling_factor=0), ["vae/config.json: scaling_factor 0"]),
+    "timesteps without end": (
+        edited("scheduler", "scheduler_config", num_train_timesteps=10**12),
+        ["scheduler/", "num_train_timesteps 1000000000000"],
+    ),
+    "betas of words": (
+        edited("scheduler", "scheduler_config", beta_start="low"),
+        ["scheduler/", "nothing that can be built"],
+    ),
+    "an unknown beta schedule": (
+        edited("scheduler", "scheduler_config", beta_schedule="odd"),
+        ["scheduler/", "odd is not implemented"],
+    ),
+    "betas above 1": (
+        edited("scheduler", "scheduler_config", beta_end=7),
+        ["scheduler/", "no noise schedule"],
+    ),
+    "flow matching": (
+        lambda folder: tiny.edit(
+            folder / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]
+        ),
+        ["FlowMatchEulerDiscreteScheduler", "another kind of model", "DDIMScheduler"],
+    ),
+    "another library's UNet": (
+        lambda folder: tiny.edit(folder / "model_index.json", unet=["os", "system"]),
+        ["unet is ['os', 'system']", "UNet2DConditionModel"],
+    ),
+    "an index entry that is no pair": (
+        lambda folder: tiny.edit(folder / "model_index.json", vae=5),
+        ["no vae", "model_index.json"],
+    ),
+    "a tokenizer of brackets": (
+        lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("["),
+        ["tokenizer/ does not load", "fetch"],
+    ),
+    "a tokenizer of more words than the text encoder": (
+        lambda folder: more_words(folder / "tokenizer" / "tokenizer.json"),
+        ["tokenizer/ has a token", "take both from one"],
+    ),
 }
 
 
@@ -141,6 +236,38 @@ def test_a_size_that_the_vae_cannot_make():
     refused(PolicyConfig(size=21), ["policy.size: 21", "multiple of"])
 
 
+@pytest.mark.parametrize("steps", [1000, 1001])
+def test_steps_that_the_scheduler_cannot_space(steps):
+    refused(PolicyConfig(steps=steps), [f"policy.steps: {steps}: ", "1000 timesteps", "at most 500"])
+
+
+def test_a_part_that_needs_not_be_there(tmp_path):
+    folder = tiny.pipeline(tmp_path / "model")
+    tiny.edit(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+    )
+    assert load(PolicyConfig(model=str(folder))).safety_checker is None
+
+
+def test_the_hub_is_never_asked_for_a_folder(tmp_path, monkeypatch):
+    folder = tiny.pipeline(tmp_path / "some" / "model")
+    monkeypatch.chdir(tmp_path)
+
+    def asked(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    monkeypatch.setattr("huggingface_hub.file_download._hf_hub_download_to_cache_dir", asked)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", asked)
+    assert load(PolicyConfig(model="some/model"))
+    refused(PolicyConfig(model="some/modle"), ["'some/modle'", "no such file or folder"])
+    tiny.edit(folder / "tokenizer" / "tokenizer_config.json", tokenizer_class=None)
+    assert load(PolicyConfig(model="some/model"))
+
+
 def test_a_variant_that_is_not_there():
     refused(PolicyConfig(variant="fp16"), ["fp16.safetensors", "policy.variant"])
 
@@ -170,6 +297,33 @@ def test_a_single_file_without_a_vae(tmp_path):
     safetensors.torch.save_file(kept, tmp_path / "one.safetensors")
     config = PolicyConfig(model=str(tmp_path / "one.safetensors"), config=str(PIPELINE))
     refused(config, ["holds no VAE", "first_stage_model.", "policy.unet"])
+
+
+def test_a_single_file_with_a_tensor_missing_or_misshapen(tmp_path):
+    file = tiny.single_file(PIPELINE, tmp_path / "one.safetensors")
+    whole = safetensors.torch.load_file(file)
+    config = PolicyConfig(model=str(file), config=str(PIPELINE))
+    for name in (
+        "model.diffusion_model.time_embed.0.weight",
+        "first_stage_model.decoder.conv_in.weight",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        "model.diffusion_model.input_blocks.1.0.in_layers.2.weight",
+    ):
+        safetensors.torch.save_file({key: held for key, held in whole.items() if key != name}, file)
+        refused(config, ["one.safetensors", "missing"])
+        safetensors.torch.save_file(whole | {name: torch.zeros(3)}, file)
+        refused(config, ["one.safetensors", "(3,)"])
+
+
+def test_a_single_file_with_the_older_names_of_its_text_encoder(tmp_path):
+    file = tiny.single_file(PIPELINE, tmp_path / "one.safetensors")
+    config = PolicyConfig(model=str(file), config=str(PIPELINE))
+    new = load(config).text_encoder.state_dict()
+    whole = safetensors.torch.load_file(file)
+    older = {name.replace("transformer.text_model.", "transformer."): held for name, held in whole.items()}
+    safetensors.torch.save_file(older, file)
+    old = load(config).text_encoder.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in new)
 
 
 def test_the_configs_of_a_single_file(tmp_path, monkeypatch):
