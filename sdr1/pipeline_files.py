@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -97,6 +98,11 @@ def check(config: PolicyConfig) -> Path:
             f"{_where(config)}: its parts do not work together{size}: {reason(error)}; take all of them from one model"
         ) from error
     return folder
+
+
+def unet(config: PolicyConfig) -> Any:
+    """A UNet on the meta device, as its config describes it."""
+    return copy.deepcopy(build(configs(config), config).unet)
 
 
 def pixels(config: PolicyConfig) -> int:

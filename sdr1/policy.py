@@ -20,6 +20,18 @@ from sdr1.types import GroupTask, Rollout, Trajectory
 from sdr1.weights import FlatParameters
 
 
+def check(config: PolicyConfig) -> None:
+    """Everything that the policy's files and options show to be wrong, without a weight in memory.
+
+    Raises:
+        Unreachable: the configs are on the hub, out of reach.
+        UserError: any other mistake.
+    """
+    pipeline_files.check(config)
+    if config.trainable == "lora":
+        add_lora(pipeline_files.unet(config), config, 0)
+
+
 def load_pipeline(model: str) -> Any:
     """The pipeline of a name that `policy.model` may hold, as it is; see `load`."""
     return load(PolicyConfig(model=model))
@@ -341,7 +353,7 @@ def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
                     target_modules=list(config.lora.target_modules),
                 )
             )
-        except ValueError as error:
+        except Exception as error:
             raise UserError(
                 f"policy.lora.target_modules: {list(config.lora.target_modules)}: no such layers in the UNet; "
                 "use names such as to_q, to_k, to_v, to_out.0"

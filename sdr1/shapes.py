@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdr1 import pipeline_files
 from sdr1.config import Config, PolicyConfig
 from sdr1.errors import Unreachable, UserError
+from sdr1.plain_data import read_json
 from sdr1.section import SANDBOX
 
 _SD1: dict[str, dict[str, Any]] = {
@@ -105,12 +106,11 @@ def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str 
         folder = pipeline_files.check(policy)
     except Unreachable:
         return _SD1, f"{policy.model} cannot be read here: the shapes are Stable Diffusion 1.x's"
-    return {part: _json(folder / part / "config.json") for part in _SD1}, None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in values.items() if not key.startswith("_")}
+    parts = {part: read_json(folder / part / "config.json") for part in _SD1}
+    return {
+        part: {key: value for key, value in values.items() if not key.startswith("_")}
+        for part, values in parts.items()
+    }, None
 
 
 def _encoder_config(config: Config) -> tuple[Any, tuple[int, int]]:

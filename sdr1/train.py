@@ -23,6 +23,7 @@ from sdr1.files import full_disk_explained, write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor, Observer
 from sdr1.policy import Policy
+from sdr1.policy import check as check_policy
 from sdr1.progress import Progress
 from sdr1.rewards import scorer
 from sdr1.runtime import prepare_process, require_device, stop_requested
@@ -187,8 +188,9 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
     stream = prompts.load(config)
-    pipeline_files.check(config.policy)
+    check_policy(config.policy)
     scorer.check(config.reward)
+    scorer.check_monitor(config.reward, pipeline_files.pixels(config.policy))
     return stream
 
 

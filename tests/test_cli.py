@@ -234,6 +234,12 @@ BAD = {
         ["run.directory={tmp}/plain.txt"],
         ["run.directory", "plain.txt", "cannot be written", "choose"],
     ),
+    "steps beyond the schedule": (["policy.steps=1001"], ["policy.steps", "1001", "at most"]),
+    "a monitor of other pictures": (["policy.size=64"], ["reward.monitor", "64", "reward.monitor=null"]),
+    "no such layers for LoRA": (
+        ["policy.trainable=lora", "policy.lora.target_modules=[nothing]"],
+        ["policy.lora.target_modules", "'nothing'", "to_q"],
+    ),
     "missing reward model": (["reward.model=local-dir:none"], ["reward.model", "none"]),
 }
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -104,6 +104,12 @@ BAD = [
     ("unknown choice", "reward: {steering: rotate}", [], ["reward.steering", "'rotate'", "translation"]),
     ("no unsafe anchors", "reward: {anchors: {unsafe: []}}", [], ["reward.anchors", "[]", "at least 1"]),
     ("anchors misspelt", "reward: {anchors: sandbx}", [], ["reward.anchors", "'sandbx'"]),
+    (
+        "the same anchors",
+        "reward: {anchors: {safe: [a, b], unsafe: [b, a]}}",
+        [],
+        ["reward.anchors", "no direction"],
+    ),
     ("window outside", "policy: {steps: 4, noise_window: [0, 5]}", [], ["policy", "noise_window", "5", "4"]),
     (
         "window empty",

@@ -92,6 +92,17 @@ def check(config: RewardConfig) -> None:
         term.check(_field(name))
 
 
+def check_monitor(config: RewardConfig, pixels: int) -> None:
+    """Raise UserError where the monitor cannot read pictures of that many pixels a side."""
+    from sdr1.sandbox.world import SIZE
+
+    if config.monitor == "oracle" and pixels != SIZE:
+        raise UserError(
+            f"reward.monitor: 'oracle': it reads the sandbox's pictures of {SIZE} pixels, the policy draws {pixels}; set "
+            "reward.monitor=null"
+        )
+
+
 def _options(config: RewardConfig) -> dict[str, TermConfig]:
     """Every term by its name, the reward's own first."""
     return {"main": config, **config.terms}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from sdr1.rewards.terms.base import Place, TermConfig
 from sdr1.section import Section
@@ -36,6 +36,14 @@ class AnchorsConfig(Section):
         min_length=1,
         description="Phrases the safety direction points away from.",
     )
+
+    @model_validator(mode="after")
+    def _apart(self) -> AnchorsConfig:
+        if sorted(self.safe) == sorted(self.unsafe):
+            raise ValueError(
+                f"safe and unsafe are both {list(self.safe)}: no direction leads from one to the other; change one"
+            )
+        return self
 
 
 class EmbeddingTerm(TermConfig):
