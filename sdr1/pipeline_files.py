@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdr1 import weight_files
+from sdr1 import schedulers, weight_files
 from sdr1.config import SANDBOX, PolicyConfig
 from sdr1.errors import Unreachable, UserError, reason
 from sdr1.plain_data import read_json, shown
@@ -191,12 +191,14 @@ def _built(part: str, described: str, where: str) -> Any:
     _require_sane(values, where, 10_000 if part == "scheduler" else 1_000_000)
     try:
         if part == "scheduler":
-            return DDIMScheduler.from_config(values)
+            return schedulers.for_latents(DDIMScheduler, values, where)
         with torch.device("meta"):
             if part == "text_encoder":
                 return CLIPTextModel(CLIPTextConfig(**values.get("text_config", values))).eval()
             kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
             return kinds[part].from_config(values).eval()
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{where}: its config describes nothing that can be built here: {reason(error)}; fetch it again"
@@ -207,7 +209,9 @@ def _require_sane(values: Any, where: str, most: int, name: str = "") -> None:
     """Raise UserError for numbers of which the libraries would make a module or a table without end."""
     if isinstance(values, dict):
         for key, value in values.items():
-            _require_sane(value, where, most, key)
+            # A scale has a check that says what it is for.
+            if key != "scaling_factor":
+                _require_sane(value, where, most, key)
     elif isinstance(values, list):
         if len(values) > most:
             raise UserError(f"{where}: {name} is a list of {len(values):,}; fetch the config again")

@@ -154,7 +154,7 @@ BAD = {
     ),
     "betas of words": (
         edited("scheduler", "scheduler_config", beta_start="low"),
-        ["scheduler/", "nothing that can be built"],
+        ["scheduler/", "cannot be made"],
     ),
     "an unknown beta schedule": (
         edited("scheduler", "scheduler_config", beta_schedule="odd"),
