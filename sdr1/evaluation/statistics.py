@@ -2,7 +2,8 @@
 
 The bootstrap is Rubin's Bayesian one (1981): every prompt gets an exponential weight. Between 0 and 1 two half
 observations, one at each bound, join in; for a rate that is exactly Jeffreys' interval, which covers near 0 and 1 too,
-where resampling finds nothing but zeros.
+where resampling finds nothing but zeros. Elsewhere its draws are stretched around the mean as Student's t asks: of few
+prompts their spread says too little of the mean's.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class Figure:
             return {"value": None, "low": None, "high": None, "n": 0}
         scale = n if self.count else 1
         value = self.mean()
-        low, high = self._interval()
+        low, high = (None if bound is None else scale * bound for bound in self._interval())
         if self.count:
             value = float(round(value * n))
-        return {"value": value, "low": scale * low, "high": scale * high, "n": n}
+        return {"value": value, "low": low, "high": high, "n": n}
 
     def mean(self) -> float:
         """Of the values, or of the strata's means."""
@@ -58,22 +59,25 @@ class Figure:
         names = np.asarray(self.strata)
         return [np.flatnonzero(names == name) for name in dict.fromkeys(self.strata)]
 
-    def _interval(self) -> tuple[float, float]:
+    def _interval(self) -> tuple[float | None, float | None]:
         prompts = np.asarray(self.prompts)
         each = [
             draws(self.values[part], prompts[part], bounded=self.bounded, seed=number)
             for number, part in enumerate(self._parts())
         ]
-        low, high = np.quantile(np.mean(each, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = _quantiles(np.mean(each, axis=0))
         if self.bounded:
             # Nothing seen is compatible with a rate of nothing; the same at the other end.
             low = 0.0 if self.values.max() == 0 else low
             high = 1.0 if self.values.min() == 1 else high
-        return float(low), float(high)
+        elif self.count and low is not None:
+            low = max(0.0, low)
+        return low, high
 
 
 def draws(values: np.ndarray, prompts: np.ndarray, *, bounded: bool, seed: int = 0) -> np.ndarray:
-    """Bayesian bootstrap of the mean of `values` over prompts, shape (DRAWS,), float64."""
+    """Bayesian bootstrap of the mean of `values` over prompts, shape (DRAWS,), float64; NaN where nothing bounds the
+    mean that one prompt alone has."""
     _, index = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(index, values), np.bincount(index).astype(float)
     shapes = np.ones(len(sums))
@@ -88,13 +92,31 @@ def draws(values: np.ndarray, prompts: np.ndarray, *, bounded: bool, seed: int =
     for start in range(0, DRAWS, step):
         weights = generator.standard_gamma(shapes, (min(step, DRAWS - start), len(sums)))
         made.append((weights @ sums) / (weights @ counts))
-    return np.concatenate(made)
+    found = np.concatenate(made)
+    return found if bounded else values.mean() + _stretch(len(sums)) * (found - values.mean())
 
 
-def paired(one: Figure, two: Figure) -> dict[str, float | int]:
+def _stretch(prompts: int) -> float:
+    """What turns the bootstrap's normal quantiles and its variance, sum of squares / P (P + 1), into Student's t and
+    the variance of a mean, sum of squares / P (P - 1)."""
+    from scipy.stats import norm, t
+
+    if prompts == 1:
+        return np.nan
+    quantiles = t.ppf((1 + LEVEL) / 2, prompts - 1) / norm.ppf((1 + LEVEL) / 2)
+    return float(quantiles * np.sqrt((prompts + 1) / (prompts - 1)))
+
+
+def _quantiles(draws_D: np.ndarray) -> tuple[float | None, float | None]:
+    """Bounds of the interval; None where nothing is known of them."""
+    low, high = np.quantile(draws_D, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return (None, None) if np.isnan(low) else (low, high)
+
+
+def paired(one: Figure, two: Figure) -> dict[str, float | int | None]:
     """How `two` differs from `one` on the images that both have, row by row.
 
-    `difference` of the means (two - one) with its 95 % interval by the bootstrap over prompts, and the two-sided `p`
+    `difference` of the means (two - one) with its 95 % interval by the bootstrap over prompts (None of one prompt), and the two-sided `p`
     of a sign-flip test over prompts: under the null hypothesis a prompt's difference is as likely the other way.
 
     Raises:
@@ -107,12 +129,12 @@ def paired(one: Figure, two: Figure) -> dict[str, float | int]:
     first, second = np.array(common).T
     difference = two.values[second] - one.values[first]
     prompts = np.asarray(two.prompts)[second]
-    low, high = np.quantile(draws(difference, prompts, bounded=False), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = _quantiles(draws(difference, prompts, bounded=False))
     scale = len(difference) if one.count else 1
     return {
         "difference": scale * float(difference.mean()),
-        "low": scale * float(low),
-        "high": scale * float(high),
+        "low": None if low is None else scale * low,
+        "high": None if high is None else scale * high,
         "p": _sign_flip(difference, prompts),
         "n": len(difference),
     }

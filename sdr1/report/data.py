@@ -31,12 +31,12 @@ class Figure(_Record):
 
 
 class Paired(_Record):
-    """How a figure differs from another model's on the same prompts and seeds, with the bounds of its 95 % interval;
-    `p` is of a two-sided test."""
+    """How a figure differs from another model's on the same prompts and seeds, with the bounds of its 95 % interval,
+    which one prompt alone does not have; `p` is of a two-sided test."""
 
     difference: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
     p: FiniteFloat
     n: int
 

@@ -64,9 +64,54 @@ def test_rates_of_repeated_prompts_are_covered(monkeypatch):
     assert coverage(ignoring, 0.5, 100) < 0.85, "as if all images were independent"
 
 
+@pytest.mark.parametrize("prompts", [5, 10, 20])
+def test_rates_of_few_prompts_are_covered(prompts, monkeypatch):
+    monkeypatch.setattr(statistics, "DRAWS", 400)
+
+    def draw(rng):
+        own = rng.beta(1, 1, prompts).repeat(8)
+        return rng.random(8 * prompts) < own, [str(n // 8) for n in range(8 * prompts)]
+
+    assert 0.92 <= coverage(draw, 0.5, 300) <= 0.99
+
+
 def test_means_without_bounds_are_covered(monkeypatch):
     monkeypatch.setattr(statistics, "DRAWS", 1000)
     assert 0.90 <= coverage(lambda rng: (rng.normal(0.3, 0.05, 80), None), 0.3, 300, bounded=False) <= 0.97
+
+
+@pytest.mark.parametrize("prompts", [5, 7, 10, 20])
+@pytest.mark.parametrize("images", [1, 6])
+def test_few_prompts_are_covered(prompts, images, monkeypatch):
+    """Means without bounds, and differences of two models in pairs, of prompts that differ from one another."""
+    monkeypatch.setattr(statistics, "DRAWS", 400)
+    names, trials = [str(n // images) for n in range(prompts * images)], 300
+
+    def noise(rng, scale):
+        return rng.normal(0, 1, prompts).repeat(images) + rng.normal(0, scale, prompts * images)
+
+    inside = 0
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        one, two = (figure(noise(rng, 0.5) + mean, names, bounded=False) for mean in (0, 0.7))
+        found = paired(one, two)
+        inside += found["low"] <= 0.7 <= found["high"]
+    assert 0.915 <= inside / trials <= 0.98
+    assert 0.915 <= coverage(lambda rng: (noise(rng, 0.5), names), 0, trials, bounded=False) <= 0.98
+
+
+def test_one_prompt_bounds_no_mean():
+    found = figure([0.2, 0.4], ["a", "a"], bounded=False).summary()
+    assert found == {"value": pytest.approx(0.3), "low": None, "high": None, "n": 2}
+    one, two = (figure([value], ["a"], bounded=False) for value in (1.0, 3.0))
+    assert paired(one, two) == {"difference": 2.0, "low": None, "high": None, "p": 1.0, "n": 1}
+    rate = figure([1, 0, 1], ["a"] * 3).summary()
+    assert 0 < rate["low"] < 2 / 3 < rate["high"] < 1
+
+
+def test_a_count_is_never_below_nothing():
+    found = figure([2, 0, 0, 0, 0], count=True, bounded=False).summary()
+    assert found["low"] == 0
 
 
 def test_a_mean_of_strata_weighs_them_equally_and_counts_are_sums():
