@@ -68,11 +68,9 @@ class LoraConfig(Section):
     )
 
 
-class PolicyConfig(Section):
-    model: str = Field(
-        SANDBOX,
-        description="`sandbox`, a diffusers pipeline folder, a hub id, or a single-file checkpoint (.safetensors).",
-    )
+class ModelFiles(Section):
+    """How the files of a diffusion model are read."""
+
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id; None is its default.")
     variant: str | None = Field(
         None, description="Variant of the weight files, e.g. `fp16`; they are loaded in float32 all the same."
@@ -84,6 +82,13 @@ class PolicyConfig(Section):
     )
     unet: Path | None = Field(
         None, description="UNet to put over the base's: a diffusers UNet folder, or a .safetensors file."
+    )
+
+
+class PolicyConfig(ModelFiles):
+    model: str = Field(
+        SANDBOX,
+        description="`sandbox`, a diffusers pipeline folder, a hub id, or a single-file checkpoint (.safetensors).",
     )
     size: int | None = Field(
         None,

@@ -91,7 +91,7 @@ def check(config: PolicyConfig) -> Path:
             f"many; use at most {most // 2}"
         )
     try:
-        _try_out(parts, _pixels(parts, config))
+        _try_out(*parts[:3], parts.tokenizer.model_max_length, _pixels(parts, config))
     except Exception as error:
         size = f", at policy.size {config.size}" if config.size else ""
         raise UserError(
@@ -116,16 +116,16 @@ def _pixels(parts: Parts, config: PolicyConfig) -> int:
     return parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
 
 
-def _try_out(parts: Parts, size: int) -> None:
+@functools.lru_cache(maxsize=8)
+def _try_out(unet: Any, vae: Any, text_encoder: Any, tokens: int, size: int) -> None:
     import torch
 
-    factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    side = size // 2 ** (len(vae.config.block_out_channels) - 1)
     with torch.no_grad(), torch.device("meta"):
-        ids = torch.zeros(1, parts.tokenizer.model_max_length, dtype=torch.long)
-        latents = torch.zeros(1, parts.unet.config.in_channels, size // factor, size // factor)
-        states = parts.text_encoder(ids)[0]
-        made = parts.unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=states).sample
-        image = parts.vae.decode(made).sample
+        latents = torch.zeros(1, unet.config.in_channels, side, side)
+        states = text_encoder(torch.zeros(1, tokens, dtype=torch.long))[0]
+        made = unet(latents, torch.zeros(1, dtype=torch.long), encoder_hidden_states=states).sample
+        image = vae.decode(made).sample
     if made.shape != latents.shape or image.shape != (1, 3, size, size):
         raise ValueError(
             f"latents {tuple(latents.shape)} become {tuple(made.shape)} and {tuple(image.shape)}"

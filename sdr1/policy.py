@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sdr1 import pictures, pipeline_files, schedulers, weight_files
-from sdr1.config import PolicyConfig
+from sdr1.config import ModelFiles, PolicyConfig
 from sdr1.errors import TrainingError, UserError, reason
 from sdr1.method import ddim
 from sdr1.types import GroupTask, Rollout, Trajectory
@@ -32,9 +32,14 @@ def check(config: PolicyConfig) -> None:
         add_lora(pipeline_files.unet(config), config, 0)
 
 
-def load_pipeline(model: str) -> Any:
+def named(model: str, files: ModelFiles | None = None) -> PolicyConfig:
+    """What loads a model for drawing alone."""
+    return PolicyConfig(model=model, steps=2, **(files.model_dump() if files else {}))
+
+
+def load_pipeline(model: str, files: ModelFiles | None = None) -> Any:
     """The pipeline of a name that `policy.model` may hold, as it is; see `load`."""
-    return load(PolicyConfig(model=model))
+    return load(named(model, files))
 
 
 def load(config: PolicyConfig) -> Any:

@@ -7,28 +7,34 @@ from pathlib import Path
 import numpy as np
 
 from sdr1 import checkpoint, pipeline_files, schedulers
-from sdr1.config import PolicyConfig, validate
+from sdr1.config import ModelFiles, PolicyConfig, validate
 from sdr1.errors import UserError
 from sdr1.evaluation.painter import Painter, encode
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.files import write_bytes, write_figure
-from sdr1.policy import load
+from sdr1.policy import load, named
 
 
 def sample(
-    model: str, texts: list[str], seeds: list[int], out: Path, sampler: Sampler, base: str | None = None
+    model: str,
+    texts: list[str],
+    seeds: list[int],
+    out: Path,
+    sampler: Sampler,
+    base: str | None = None,
+    files: ModelFiles | None = None,
 ) -> Path:
     """Write `before/` and `after/PROMPT-SEED.png` and the sheet `grid.png` into `out`; returns the sheet.
 
     `model` is a run directory, a pipeline folder, a hub id or `sandbox`; `base` is drawn as before, by default what a
     run started from, else nothing is. Each picture is one call of the pipeline with a generator of its seed, so plain
-    diffusers makes the same.
+    diffusers makes the same. `files` says how those of `model` are read.
 
     Raises:
         UserError: no such model or scheduler.
     """
-    trained, origin = _resolve(model)
-    before = PolicyConfig(model=base) if base else origin
+    trained, origin = _resolve(model, files)
+    before = named(base) if base else origin
     sides = {"before": before, "after": trained} if before else {"after": trained}
     for policy in sides.values():
         pipeline_files.check(policy)
@@ -53,15 +59,15 @@ def sample(
     return _grid(out / "grid.png", rows, texts, list(sides), seeds)
 
 
-def _resolve(model: str) -> tuple[PolicyConfig, PolicyConfig | None]:
+def _resolve(model: str, files: ModelFiles | None = None) -> tuple[PolicyConfig, PolicyConfig | None]:
     """The pipeline of `model`, and of what it was trained from where that is known."""
     run = Path(model)
     if not checkpoint.folder_of(run).is_dir():
-        return PolicyConfig(model=model), None
+        return named(model, files), None
     found = checkpoint.newest(run)
     if found is None or not (run / "model").is_dir():
         raise UserError(f"MODEL: {model!r}: the run has no model yet; use `sdr1 export {model}`")
-    return PolicyConfig(model=str(run / "model")), validate(found.config).policy
+    return named(str(run / "model"), files), validate(found.config).policy
 
 
 def _grid(

@@ -17,9 +17,12 @@ from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
 
+from sdr1 import cli
+from sdr1.config import PolicyConfig
 from sdr1.errors import UserError
 from sdr1.evaluation.rows import Sampler
 from sdr1.export import export, model_card
+from sdr1.policy import load
 from sdr1.sample import _grid, _resolve, sample
 from sdr1.sandbox import PIPELINE
 from sdr1.train import train
@@ -197,3 +200,32 @@ def test_a_card_names_every_source_and_term(small, tmp_path):
                  "reward: plain agreement in sandbox; fit, negative, of weight 2"):  # fmt: skip
         assert said in card
     assert "No safety checker" not in model_card(tmp_path, found, config, "lora")
+
+
+def test_single_files_and_variants_are_drawn_as_they_are_trained(tmp_path):
+    folder = tiny.pipeline(tmp_path / "pipeline")
+    file = tiny.single_file(folder, tmp_path / "one.safetensors")
+    load(PolicyConfig(model=str(folder))).to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    drawn = {}
+    for name, model, settings in (
+        ("folder", folder, []),
+        ("file", file, [f"config={folder}"]),
+        ("half", tmp_path / "half", ["variant=fp16"]),
+        ("unet", "sandbox", [f"unet={folder / 'unet'}"]),
+    ):
+        arguments = [
+            "sample",
+            str(model),
+            *settings,
+            "--prompt",
+            "a red circle",
+            "--seed",
+            "0",
+            "--steps",
+            "2",
+        ]
+        assert cli.main([*arguments, "--out", str(tmp_path / name)]) == 0
+        drawn[name] = np.asarray(Image.open(tmp_path / name / "after" / "000-0.png")).astype(int)
+    assert np.array_equal(drawn["file"], drawn["folder"])
+    assert np.array_equal(drawn["unet"], drawn["folder"])
+    assert np.abs(drawn["half"] - drawn["folder"]).max() < 30

@@ -106,6 +106,12 @@ def sample(
         str, typer.Argument(metavar="MODEL", help="Run directory, pipeline folder, hub id or `sandbox`.")
     ],
     prompt: Annotated[list[str], typer.Option(help="Text to draw; may be repeated.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="How MODEL's files are read: variant, revision, config, unet."
+        ),
+    ] = None,
     seed: Annotated[
         list[int] | None, typer.Option(min=0, max=MOST_SEED, help="Seed of a column; may be repeated.")
     ] = None,
@@ -123,7 +129,12 @@ def sample(
 
     Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
     """
+    from sdr1.config import ModelFiles
+    from sdr1.evaluation.config import from_overrides
     from sdr1.evaluation.rows import Sampler
+    from sdr1.plain_data import checked
     from sdr1.sample import sample as draw
 
-    print(draw(model, prompt, seed or [0, 1, 2], out, Sampler(scheduler, steps, guidance_scale), base))
+    files = checked(ModelFiles, from_overrides(overrides or []))
+    sampler = Sampler(scheduler, steps, guidance_scale)
+    print(draw(model, prompt, seed or [0, 1, 2], out, sampler, base, files))

@@ -34,7 +34,7 @@ class PainterActor(Actor):
 
     def __init__(self, model: str, config: EvaluationConfig) -> None:
         prepare_process(config.threads)
-        self._painter = Painter(load_pipeline(model), config.device)
+        self._painter = Painter(load_pipeline(model, config.model), config.device)
 
     def draw(self, rows: Sequence[Row]) -> list[bytes]:
         return encode(self._painter.draw(rows))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.config import Workers
+from sdr1.config import ModelFiles, Workers
 from sdr1.detectors.nudenet import RESOLUTION, THRESHOLD
 from sdr1.detectors.q16 import MODEL
 from sdr1.plain_data import checked, parse_overrides
@@ -61,6 +61,7 @@ class FidConfig(Section):
 class EvaluationConfig(Section):
     """One evaluation."""
 
+    model: ModelFiles = ModelFiles()
     seed: int = Field(0, ge=0, description="Seed of rows that bring none of their own.")
     prompts: str | None = Field(
         None,

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdr1 import schedulers
+from sdr1 import pipeline_files, schedulers
 from sdr1.config import SANDBOX, bounds
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
@@ -25,7 +25,7 @@ from sdr1.evaluation.painter import Painter, model_sha256
 from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
-from sdr1.policy import load_pipeline
+from sdr1.policy import load_pipeline, named
 from sdr1.runtime import prepare_process, require_device
 
 Pictures = dict[tuple, list[Path]]
@@ -61,7 +61,8 @@ def evaluate(
     chosen, config = _protocol(protocol), settings.read(values)
     prepare_process(config.threads)
     _require_devices(config, place)
-    pipeline = load_pipeline(model)
+    pipeline_files.check(named(model, config.model))
+    pipeline = load_pipeline(model, config.model)
     in_sandbox = config.prompts == SANDBOX or (config.prompts is None and _speaks_sandbox(pipeline))
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)

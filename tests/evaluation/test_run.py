@@ -19,6 +19,7 @@ from sdr1.errors import UserError
 from sdr1.evaluation import run, umap
 from sdr1.evaluation.rows import Row, Sampler, batches
 from sdr1.evaluation.suite import suite
+from tests import tiny
 
 LOCAL = run.Place(local=True)
 SMALL = {"images": 2, "batch_size": 8, "sampler": {"steps": 2}}
@@ -228,3 +229,18 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, tmp_path,
     assert len(error.splitlines()) == 1
     assert all(part in error for part in said), error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["--local", "ray"])
+def test_a_model_is_evaluated_from_the_files_that_it_is_trained_from(place, tmp_path):
+    folder = tiny.pipeline(tmp_path / "pipeline")
+    file = tiny.single_file(folder, tmp_path / "one.safetensors")
+    options = ["images=1", "sampler.steps=2", *(["--local"] if place == "--local" else [])]
+    figures = []
+    for name, model, files in (("folder", folder, []), ("file", file, [f"model.config={folder}"])):
+        arguments = ["evaluate", "sandbox", "--model", str(model), "--out", str(tmp_path / name)]
+        assert cli.main([*arguments, *files, *options]) == 0
+        figures.append(
+            json.loads((tmp_path / name / "result.json").read_text())["provenance"]["model_sha256"]
+        )
+    assert figures[0] == figures[1]
