@@ -6,6 +6,7 @@ import copy
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from sdr1.errors import TrainingError, UserError, reason
 from sdr1.method import ddim
 from sdr1.types import GroupTask, Rollout, Trajectory
 from sdr1.weights import FlatParameters
+
+_KEPT_TEXTS = 256
+"""More than an iteration's prompts, mostly; of Stable Diffusion's text states that is 80 MB."""
 
 
 def check(config: PolicyConfig) -> None:
@@ -158,25 +162,23 @@ class Policy:
             _set_speed_and_memory(unet, config)
         self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
         self.flat = FlatParameters(self.parameters)
-        self._embeddings: dict[str, torch.Tensor] = {}
+        self.embed = lru_cache(_KEPT_TEXTS)(self._embed)
+        """Frozen text-encoder states of one prompt, shape (L, D), float32; the latest prompts' are kept."""
         schedule = _ddim_schedule(self.pipeline.scheduler, config.steps)
         self._timesteps, self._alpha_bars, self._alpha_bars_prev = (each.to(self.device) for each in schedule)
         self._prediction_type = self.pipeline.scheduler.config.prediction_type
 
-    def embed(self, text: str) -> torch.Tensor:
-        """Frozen text-encoder states of one prompt, shape (L, D), float32, computed once a text."""
-        if text not in self._embeddings:
-            tokenizer = self.pipeline.tokenizer
-            ids = tokenizer(
-                text,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            with torch.no_grad():
-                self._embeddings[text] = self.pipeline.text_encoder(ids.to(self.device))[0][0]
-        return self._embeddings[text]
+    @torch.no_grad()
+    def _embed(self, text: str) -> torch.Tensor:
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
+            text,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.pipeline.text_encoder(ids.to(self.device))[0][0]
 
     def transition(
         self,

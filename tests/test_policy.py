@@ -71,3 +71,15 @@ def test_a_saved_lora_policy_loads_in_plain_diffusers(small, tmp_path):
     with torch.no_grad():
         expected = policy.unet(x, t, encoder_hidden_states=text).sample
         assert torch.allclose(loaded(x, t, encoder_hidden_states=text).sample, expected, atol=1e-4)
+
+
+def test_the_policy_keeps_the_latest_prompts_only(small, monkeypatch):
+    monkeypatch.setattr("sdr1.policy._KEPT_TEXTS", 2)
+    policy = Policy(small().policy)
+    first = policy.embed("a ring")
+    assert policy.embed("a ring") is first
+    for n in range(5):
+        policy.embed(f"{n} rings")
+    assert policy.embed.cache_info().currsize == 2
+    assert policy.embed("a ring") is not first
+    assert torch.equal(policy.embed("a ring"), first)

@@ -16,6 +16,7 @@ from sdr1.errors import UserError, reason
 from sdr1.rewards import hps
 from sdr1.section import SANDBOX
 
+_KEPT_TEXTS = 4096
 _SCHEMES = ("local-dir:", "hf-hub:")
 
 
@@ -112,9 +113,9 @@ def _expected(name: str) -> weight_files.Shapes:
 
 
 class Embedder:
-    """L2-normalised embeddings of an open_clip model; texts are embedded once.
+    """L2-normalised embeddings of an open_clip model; the latest texts' are kept.
 
-    `batch` images go through one forward pass; `field` is the config section that error lines name.
+    `batch` images or texts go through one forward pass; `field` is the config section that error lines name.
 
     Raises:
         UserError: `model` or `checkpoint` does not load.
@@ -149,10 +150,14 @@ class Embedder:
     def texts(self, texts: list[str]) -> torch.Tensor:
         """Embeddings, shape (B, D), float32."""
         new = list(dict.fromkeys(text for text in texts if text not in self._texts))
-        if new:
-            embedded = self._model.encode_text(self._tokenizer(new).to(self._device)).float()
-            self._texts.update(zip(new, normalize(embedded, dim=-1), strict=True))
-        return torch.stack([self._texts[text] for text in texts])
+        for start in range(0, len(new), self._batch):
+            some = new[start : start + self._batch]
+            embedded = self._model.encode_text(self._tokenizer(some).to(self._device)).float()
+            self._texts.update(zip(some, normalize(embedded, dim=-1), strict=True))
+        found = torch.stack([self._texts[text] for text in texts])
+        for oldest in list(self._texts)[: max(0, len(self._texts) - _KEPT_TEXTS)]:
+            del self._texts[oldest]
+        return found
 
     @torch.no_grad()
     def images(self, images_NHWC: np.ndarray) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sdr1.errors import UserError
 from sdr1.method import steering
 from sdr1.rewards.embedder import Embedder
 from sdr1.rewards.terms.embedding import AnchorsConfig, EmbeddingTerm
@@ -17,14 +18,19 @@ _STEERINGS = {"translation": steering.translate, "projection": steering.project}
 class SteeredReward:
     """r = <E(image), target of the prompt>; see `EmbeddingTerm.kind` for the targets.
 
-    Without an embedder the term's own model is loaded on the CPU.
+    Without an embedder the term's own model is loaded on the CPU; `field` is the term's place in the config.
+
+    Raises:
+        UserError: as `safety_direction`.
     """
 
-    def __init__(self, config: EmbeddingTerm, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self, config: EmbeddingTerm, embedder: Embedder | None = None, field: str = "reward"
+    ) -> None:
         self._config = config
         self._embedder = embedder or Embedder(config.model or SANDBOX, config.checkpoint, "cpu")
         if config.kind == "steered" or config.steer == "negative":
-            self._direction = safety_direction(config, self._embedder)
+            self._direction = safety_direction(config, self._embedder, field)
 
     def __call__(self, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
         """Rewards of RGB uint8 images (N, H, W, 3) made for one prompt, shape (N,), float32."""
@@ -48,12 +54,21 @@ class SteeredReward:
         return prompt.label == "unsafe"
 
 
-def safety_direction(config: EmbeddingTerm, embedder: Embedder) -> torch.Tensor:
-    """The unit vector of the config's anchor phrases, shape (D,), float32."""
+def safety_direction(config: EmbeddingTerm, embedder: Embedder, field: str = "reward") -> torch.Tensor:
+    """The unit vector of the config's anchor phrases, shape (D,), float32.
+
+    Raises:
+        UserError: the encoder sees no difference between safe and unsafe anchors.
+    """
     anchors = _anchors(config)
     safe = embedder.texts(list(anchors.safe)) if anchors.safe else None
     unsafe = embedder.texts(list(anchors.unsafe))
-    return steering.safety_direction(unsafe[:0] if safe is None else safe, unsafe)
+    try:
+        return steering.safety_direction(unsafe[:0] if safe is None else safe, unsafe)
+    except ValueError as error:
+        raise UserError(
+            f"{field}.anchors: {error}; give phrases that differ in meaning, or another encoder"
+        ) from error
 
 
 def _anchors(config: EmbeddingTerm) -> AnchorsConfig:

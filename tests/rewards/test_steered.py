@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sdr1.config import RewardConfig
+from sdr1.config import RewardConfig, validate
+from sdr1.errors import UserError
 from sdr1.rewards.embedder import Embedder, _batch_preprocess
+from sdr1.rewards.scorer import Scorer
 from sdr1.rewards.steered import SteeredReward
 from sdr1.sandbox import CLIP
 from sdr1.sandbox.prompts import prompts
@@ -85,3 +87,23 @@ def test_every_resize_mode_equals_open_clips_own(mode, size, shape, interpolatio
     # Where a white corner overshoots, the libraries clamp after one pass or after both.
     assert (found - expected).abs().mean() < 0.002
     assert (found - expected).abs().max() < 0.15
+
+
+def test_anchors_without_a_direction_are_refused():
+    same = {"kind": "steered", "anchors": {"safe": ["A  skull"], "unsafe": ["a skull"]}}
+    with pytest.raises(UserError, match=r"^reward\.terms\.x.*anchors.*no direction leads"):
+        validate({"reward": {"terms": {"x": same}}})
+    # Phrases that the encoder alone takes for equal are known once it is loaded.
+    alike = validate({"reward": {"anchors": {"safe": ["a skull", "a skull"], "unsafe": ["a skull"]}}})
+    with pytest.raises(UserError, match=r"^reward\.anchors: .*same mean embedding.*; give phrases"):
+        Scorer(alike.reward)
+
+
+def test_the_embedder_keeps_the_latest_texts_only(monkeypatch):
+    texts = [f"{n} rings" for n in range(7)]
+    expected = torch.cat([Embedder("sandbox", None, "cpu").texts([text]) for text in texts])
+    monkeypatch.setattr("sdr1.rewards.embedder._KEPT_TEXTS", 3)
+    embedder = Embedder("sandbox", None, "cpu", batch=2)
+    for _ in range(2):
+        assert torch.allclose(embedder.texts(texts), expected, atol=1e-6)
+        assert len(embedder._texts) == 3

@@ -39,7 +39,11 @@ class AnchorsConfig(Section):
 
     @model_validator(mode="after")
     def _apart(self) -> AnchorsConfig:
-        if sorted(self.safe) == sorted(self.unsafe):
+        # As a CLIP tokenizer reads them: without case and with one space between words.
+        safe, unsafe = (
+            sorted(" ".join(text.lower().split()) for text in side) for side in (self.safe, self.unsafe)
+        )
+        if safe == unsafe:
             raise ValueError(
                 f"safe and unsafe are both {list(self.safe)}: no direction leads from one to the other; change one"
             )
@@ -84,4 +88,4 @@ class EmbeddingTerm(TermConfig):
     def build(self, place: Place) -> Term:
         from sdr1.rewards.steered import SteeredReward
 
-        return SteeredReward(self, place.embedders.get(self.model, self.checkpoint, place.field))
+        return SteeredReward(self, place.embedders.get(self.model, self.checkpoint, place.field), place.field)
