@@ -51,19 +51,8 @@ bench: setup ## every benchmark, one JSON each in outputs/bench/
 	@set -e; for benchmark in $(basename $(notdir $(wildcard benchmarks/suite/*.py))); do \
 	  echo "== $$benchmark"; $(MALLOC) $(BIN)/python -m benchmarks.suite.$$benchmark; done
 
-DEMO_MODEL := outputs/demo/run/model
-BASE := outputs/evaluation/base
-TRAINED := outputs/evaluation/trained
-SUITE := $(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 evaluate suite --local
-
-# One process a core; then the trained model's, whose pictures are all there, once more for the paired tests.
 report: setup ## base and trained model of the sandbox through the whole suite, and the page: outputs/report/index.html
-	test -d $(DEMO_MODEL) || $(MALLOC) $(BIN)/sdr1 sandbox demo
-	test ! $(DEMO_MODEL) -nt $(TRAINED) || rm -rf $(TRAINED)
-	$(SUITE) --model sandbox --out $(BASE) > /dev/null & base=$$!; \
-	  $(SUITE) --model $(DEMO_MODEL) --out $(TRAINED); trained=$$?; wait $$base && exit $$trained
-	$(SUITE) --model $(DEMO_MODEL) --out $(TRAINED) --against $(BASE)
-	$(BIN)/sdr1 report base=$(BASE) trained=$(TRAINED) outputs/demo/run $(wildcard outputs/ablation)
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 sandbox report $(addprefix --also ,$(wildcard outputs/ablation))
 
 ablation: setup ## rewards, alphas and noise on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
 	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \

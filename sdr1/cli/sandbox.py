@@ -111,3 +111,32 @@ def ablation(
         only=only or [],
         local=local,
     )
+
+
+@app.command("report")
+def report(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Evaluation settings of every protocol, e.g. images=20"),
+    ] = None,
+    demo: Annotated[
+        Path, typer.Option(metavar="DIR", help="The demo's folder; trained first if it is not there.")
+    ] = Path("outputs/demo"),
+    evaluations: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Where the evaluations lie; finished ones are taken as they are."),
+    ] = Path("outputs/evaluation"),
+    also: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Put this run or ablation on the page too.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page.")] = Path("outputs/report"),
+) -> None:
+    """Put the base and the demo's model through every protocol, and write the page; goes on where it was stopped.
+
+    Example: `sdr1 sandbox report images=20 --also outputs/ablation`
+    """
+    from sdr1.evaluation.config import from_overrides
+    from sdr1.studies.sandbox_report import run
+
+    settings = from_overrides(overrides or [])
+    print(run(out, demo_folder=demo, evaluations=evaluations, settings=settings, also=also or []))
