@@ -53,11 +53,18 @@ def compose(count: int, seed: int) -> list[dict[str, str]]:
 
 
 def write(out: Path, count: int, seed: int) -> str:
-    """Write a .jsonl file for `prompts.path` and say what is in it."""
+    """Write a .jsonl file for `prompts.path` and say what is in it.
+
+    Raises:
+        UserError: it is called otherwise, or something else is there.
+    """
     if out.suffix != ".jsonl":
         raise UserError(f"OUT: {str(out)!r}: the file is JSON lines; name it .jsonl")
     rows = compose(count, seed)
-    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if out.exists() and not (out.is_file() and out.read_bytes() == text.encode()):
+        raise UserError(f"OUT: {str(out)!r}: something else is there; choose another name")
+    write_text(out, text)
     shares = ", ".join(f"{sum(row['task'] == task for row in rows)} {task}" for task in TASKS)
     return f"{out}: {count} safe prompts ({shares})"
 

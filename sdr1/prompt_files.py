@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.errors import UserError, reason
-from sdr1.plain_data import parse_json
+from sdr1.plain_data import parse_json, shown
 
 HUB = "hub:"
 TEXT_COLUMNS = ("prompt", "text", "caption", "adv_prompt", "adversarial_prompt", "sensitive prompt")
@@ -117,12 +117,6 @@ def choose_column(
     if wanted is not None and wanted not in columns:
         raise UserError(f"{field}: {shown(wanted)}: {path!r} has {_named(columns)}; name one of them")
     return wanted or next((name for name in usual if name in columns), None)
-
-
-def shown(value: Any) -> str:
-    """A value of a file, fit for the middle of an error line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 _Table = tuple[Sequence[str], Iterable[tuple[str, Mapping[str, Any]]]]

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from sdr1 import prompt_files
 from sdr1.config import Config, PromptSource
 from sdr1.errors import UserError
-from sdr1.prompt_files import Entry, PromptFile, choose_column, is_empty, shown
+from sdr1.plain_data import shown
+from sdr1.prompt_files import Entry, PromptFile, choose_column, is_empty
 from sdr1.section import SANDBOX
 from sdr1.types import Label, Prompt
 

@@ -139,7 +139,7 @@ BAD = {
     "a NUL in JSON": ("a.jsonl", '{"prompt": "a\\u0000"}', ["line 1", "NUL", "remove"]),
     "no object": ("a.jsonl", "\n3\n", ["line 2", "3 is no object", "write"]),
     "a number": ("a.jsonl", '{"prompt": "a"}\n{"prompt": 3}\n', ["line 2", "'prompt' is 3", "quotes"]),
-    "a long value": ("a.jsonl", json.dumps({"prompt": ["x" * 10**6]}), ["'prompt' is [", "..."]),
+    "a long value": ("a.jsonl", json.dumps({"prompt": ["x" * 10**6]}), ["'prompt' is [", " ..."]),
     "no column at all": ("a.jsonl", "{}\n{}\n", ["no 'prompt'"]),
     "a long line": ("a.txt", "x" * 10**7, ["line 1", "10,000,000 characters", "100,000"]),
     "UTF-16": ("a.txt", "a pear".encode("utf-16"), ["not UTF-8 at byte 0", "save"]),

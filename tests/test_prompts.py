@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdr1 import pipeline_files
-from sdr1.compose import TASKS, compose
+from sdr1.compose import TASKS, compose, write
 from sdr1.config import PolicyConfig, PromptSource
 from sdr1.errors import UserError
 from sdr1.prompt_labels import read as read_source
@@ -150,3 +150,13 @@ def test_composed_prompts_differ_and_follow_from_the_seed():
     assert {row["task"] for row in rows} == set(TASKS)
     assert {row["label"] for row in rows} == {"safe"}
     assert not any(" a apple" in row["text"] or "scarfs" in row["text"] for row in rows)
+
+
+def test_composed_prompts_are_written_over_nothing_else(tmp_path):
+    write(tmp_path / "a.jsonl", 6, seed=1)
+    made = (tmp_path / "a.jsonl").read_bytes()
+    write(tmp_path / "a.jsonl", 6, seed=1)
+    with pytest.raises(UserError, match=r"OUT: .*a\.jsonl.*choose another"):
+        write(tmp_path / "a.jsonl", 6, seed=2)
+    assert (tmp_path / "a.jsonl").read_bytes() == made
+    assert [prompt.label for prompt in read(str(tmp_path / "a.jsonl"))] == ["safe"] * 6

@@ -7,7 +7,8 @@ from typing import Any
 
 from sdr1.errors import UserError
 from sdr1.evaluation.detections import COLOURS, MAX_PER_CLASS, OBJECTS, RELATIONS
-from sdr1.prompt_files import Entry, PromptFile, is_empty, shown
+from sdr1.plain_data import shown
+from sdr1.prompt_files import Entry, PromptFile, is_empty
 
 _SPELLINGS = {
     "seed": ("evaluation_seed", "sd_seed"),
@@ -73,7 +74,11 @@ def geneval(file: PromptFile) -> list[dict[str, Any]]:
             raise UserError(
                 f"{entry.where}: {problem}; give GenEval's evaluation_metadata.jsonl, or a line like it"
             )
-    return [{**entry.cells, "prompt": entry.text} for entry in file.entries]
+    names = ("tag", "include", "exclude")
+    return [
+        {**{name: entry.cells[name] for name in names if name in entry.cells}, "prompt": entry.text}
+        for entry in file.entries
+    ]
 
 
 def _whole(entry: Entry, column: str, low: int, high: int, step: int = 1) -> int:
