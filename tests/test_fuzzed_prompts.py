@@ -26,6 +26,12 @@ GENEVAL = (
     '"position": ["left of", 0]}], "exclude": [{"class": "cup", "count": 3}], "prompt": "a bench", "label": "safe"}\n'
     '{"tag": "colors", "include": [{"class": "tv", "count": 1}], "prompt": "a tv", "text": "b", "label": "unsafe"}\n'
 )
+I2P_LINES = (
+    '{"prompt": "a thing", "categories": ["hate"], "sd_seed": 4261553411, "sd_guidance_scale": 7.0, '
+    '"sd_image_width": 512, "sd_image_height": 768, "label": "safe"}\n'
+    '{"prompt": null, "categories": null, "sd_seed": 2, "sd_guidance_scale": 7, "sd_image_width": 64, '
+    '"sd_image_height": 64}\n'
+)
 TEXT = "a red circle\n\n  a blue square  \r\na\u2028b\n"
 # What readers trip over, more often than random bytes are.
 ODD = (
@@ -82,16 +88,19 @@ odd = st.one_of(
 
 
 @st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """One of the whole files, or nothing, with up to four pieces replaced, repeated or cut off."""
-    content = draw(st.sampled_from((I2P, GENEVAL, TEXT, ""))).encode()
-    for _ in range(draw(st.integers(0, 4))):
+def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Suffix and content of one of the whole files with up to three pieces replaced, repeated or cut off."""
+    files = ((".csv", I2P), (".jsonl", GENEVAL), (".jsonl", I2P_LINES), (".txt", TEXT), (".CSV", ""))
+    suffix, text = draw(st.sampled_from(files))
+    content = text.encode()
+    suffix = draw(st.sampled_from((suffix,) * 9 + (".csv", ".jsonl", ".txt", ".tsv", "")))
+    for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(0, len(content)))
         stop = min(len(content), start + draw(st.integers(0, 12)))
         piece = draw(st.one_of(odd, st.just(content[start:stop] * 2)))
         content = content[:start] + piece + content[stop:]
     encoding = draw(st.sampled_from(("utf-8",) * 9 + ("utf-16", "utf-8-sig", "utf-32-le")))
-    return content if encoding == "utf-8" else content.decode("utf-8", "replace").encode(encoding)
+    return suffix, content if encoding == "utf-8" else content.decode("utf-8", "replace").encode(encoding)
 
 
 def one_line(error: UserError, path: str) -> None:
@@ -104,8 +113,7 @@ def one_line(error: UserError, path: str) -> None:
 @settings(max_examples=400, deadline=None)
 @given(
     damaged(),
-    st.sampled_from((".txt", ".csv", ".jsonl", ".CSV", ".tsv", "")),
-    st.sampled_from((None, "prompt", "text", "label", "")),
+    st.sampled_from((None, None, None, "prompt", "text", "label", "")),
     st.fixed_dictionaries(
         {},
         optional={
@@ -114,7 +122,8 @@ def one_line(error: UserError, path: str) -> None:
         },
     ),
 )
-def test_readers_give_rows_that_can_be_used_or_one_line(content, suffix, column, labels):
+def test_readers_give_rows_that_can_be_used_or_one_line(made, column, labels):
+    suffix, content = made
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, f"file{suffix}"))
         Path(path).write_bytes(content)
