@@ -53,13 +53,14 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
 def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path):
     for name, label, count in (("a", "safe", 40), ("b", "unsafe", 2), ("c", "unsafe", 8)):
         rows = [f'{{"prompt": "{name} {n}", "label": "{label}"}}\n' for n in range(count)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows) + '{"prompt": null}\n' * (name == "b"))
     mix = [
         {"path": str(tmp_path / f"{name}.jsonl"), "weight": weight}
         for name, weight in (("a", 2), ("b", 1), ("c", 3))
     ]
     values = {"iterations": 10, "prompts": {"mix": mix, "per_iteration": 8, "unsafe_share": 0.5}}
     found = plan(validate(values))
+    assert any("1 rows without a prompt skipped" in line for line in lines(found))
     assert {key: found["prompts"][key] for key in ("count", "safe", "unsafe", "unlabelled")} == {
         "count": 50, "safe": 40, "unsafe": 10, "unlabelled": 0,
     }  # fmt: skip

@@ -10,6 +10,8 @@ from sdr1 import pipeline_files
 from sdr1.compose import TASKS, compose, write
 from sdr1.config import PolicyConfig, PromptSource
 from sdr1.errors import UserError
+from sdr1.evaluation.config import EvaluationConfig
+from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.prompt_labels import read as read_source
 from sdr1.prompts import PromptStream, _apportion, describe_truncated, load
 from sdr1.types import Prompt
@@ -62,6 +64,21 @@ def test_labels_by_file_and_by_column(tmp_path):
     assert read(bom) == [Prompt("a pear", None)]
 
 
+def test_an_empty_cell_among_others_is_skipped_and_said(tmp_path, small):
+    """As in the I2P csv that everybody uses, where one of 4,703 prompts is empty."""
+    lines = ["prompt,label,categories", *(f"pear {n},safe,hate" for n in range(9)), '"",safe,', "fig,,"]
+    path = written(tmp_path, "a.csv", "\n".join(lines))
+    assert [prompt.label for prompt in read(path)] == ["safe"] * 9 + [None]
+    by_category = source(path, label_column="categories", unsafe_categories=("hate",))
+    assert [prompt.label for prompt in read(by_category)] == ["unsafe"] * 9 + ["safe"]
+    stream = load(small(prompts={"path": path, "label": "safe", "unsafe_share": None}))
+    assert len(stream.prompts) == 10
+    assert stream.describe()[-1] == (
+        f"prompts.path: {path!r}: 10 prompts in column 'prompt'; 1 of 11 rows skipped, which have none, the first is "
+        "line 11"
+    )
+
+
 def test_labels_by_the_sign_of_the_safety_score(tmp_path, small):
     path = written(tmp_path, "a.txt", "a safe picture\na deadly thing\n")
     config = small(prompts={"path": path, "label": "score"})
@@ -74,6 +91,9 @@ def test_labels_by_the_sign_of_the_safety_score(tmp_path, small):
 def test_a_hub_dataset_by_the_real_library(tmp_path):
     written(tmp_path, "train.csv", "prompt,label\na pear,safe\n")
     assert read(f"hub:{tmp_path}:train") == [Prompt("a pear", "safe")]
+    evaluated = PROTOCOLS["mma"].read_prompts(EvaluationConfig(prompts=f"hub:{tmp_path}"))
+    assert evaluated is not None
+    assert evaluated.describe() == f"prompts: 'hub:{tmp_path}': 1 prompts in column 'prompt'"
     with pytest.raises(UserError, match="prompts.path: 'hub:.*cannot be loaded"):
         read(f"hub:{tmp_path}:nosuch")
 
