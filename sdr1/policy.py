@@ -350,6 +350,19 @@ def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
     """
     from peft import LoraConfig
 
+    where = f"policy.lora.target_modules: {list(config.lora.target_modules)}"
+    names = [f".{name}" for name, _ in unet.named_modules()]
+    # Of several names peft takes those that it finds, and says nothing of the others.
+    missing = [
+        target
+        for target in config.lora.target_modules
+        if not any(name.endswith(f".{target}") for name in names)
+    ]
+    if missing or not config.lora.target_modules:
+        raise UserError(
+            f"{where}: no such layers in the UNet: {', '.join(missing) or 'none is named'}; use names such as to_q, to_k, "
+            "to_v, to_out.0"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -362,8 +375,7 @@ def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
             )
         except Exception as error:
             raise UserError(
-                f"policy.lora.target_modules: {list(config.lora.target_modules)}: no such layers in the UNet; "
-                "use names such as to_q, to_k, to_v, to_out.0"
+                f"{where}: {reason(error)}; name linear or convolution layers such as to_q, to_k, to_v, to_out.0"
             ) from error
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from sdr1.policy import Policy, load_pipeline
+from sdr1.errors import UserError
+from sdr1.policy import Policy, check, load_pipeline
 from sdr1.types import GroupTask, Prompt
 
 TASK = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two blue squares", "safe"), version=0)
@@ -83,3 +85,17 @@ def test_the_policy_keeps_the_latest_prompts_only(small, monkeypatch):
     assert policy.embed.cache_info().currsize == 2
     assert policy.embed("a ring") is not first
     assert torch.equal(policy.embed("a ring"), first)
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (["to_q", "to_kk"], "no such layers in the UNet: to_kk; use"),
+        ([], "none is named"),
+        (["norm1"], "LayerNorm.* not supported.*; name linear"),
+        (["o_q"], "no such layers in the UNet: o_q"),
+    ],
+)
+def test_lora_targets_are_all_there_before_a_run_starts(small, targets, said):
+    with pytest.raises(UserError, match=rf"^policy\.lora\.target_modules: .*{said}"):
+        check(small(policy={"lora": {"target_modules": targets}}).policy)

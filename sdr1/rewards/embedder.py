@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,13 @@ from torchvision.transforms import v2
 
 from sdr1 import weight_files
 from sdr1.errors import UserError, reason
+from sdr1.plain_data import read_json
 from sdr1.rewards import hps
 from sdr1.section import SANDBOX
 
 _KEPT_TEXTS = 4096
+_ADAPTED = ("logit_scale", "logit_bias", "position_ids", "positional_embedding", "pos_embed")
+"""Ends of names of tensors that open_clip adds, drops or resizes while it loads."""
 _SCHEMES = ("local-dir:", "hf-hub:")
 
 
@@ -75,20 +78,52 @@ def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
 
 
 def _check_folder(folder: Path, model: str, field: str) -> None:
+    from open_clip.factory import _find_checkpoint_in_dir
+
     config, where = folder / "open_clip_config.json", f"{field}.model: {model!r}"
     if not config.is_file():
         raise UserError(f"{where}: no {config.name} there; give a folder that open_clip saved")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: {config.name} is no open_clip config ({error!r})") from error
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    held = read_json(config, f"{field}.model")
+    if not isinstance(held, dict) or not isinstance(held.get("model_cfg"), dict):
+        raise UserError(f"{where}: {config.name} holds no model_cfg; give a folder that open_clip saved")
+    expected = _described(held, f"{where}: {config.name}")
+    # The very file that open_clip takes where there are several.
+    found = Path(_find_checkpoint_in_dir(folder) or "")
+    if found.suffix != ".safetensors":
         raise UserError(
-            f"{where}: no .safetensors file there; save the weights with safetensors, not as a pickle"
+            f"{where}: {found.name or 'no .safetensors file there'}; save the weights with safetensors, not as a pickle"
         )
-    for file in files:
-        weight_files.shapes(file, f"{field}.model")
+    _require_fit(
+        weight_files.shapes(found, f"{field}.model"), expected, f"{where}: {found.name}", config.name
+    )
+
+
+def _described(held: dict[str, Any], where: str) -> weight_files.Shapes:
+    """The shapes of the model that an open_clip config describes, once its preprocessing has been tried."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    try:
+        expected = _shapes(copy.deepcopy(held["model_cfg"]))
+        settings = merge_preprocess_dict(PreprocessCfg(), held.get("preprocess_cfg", {}))
+        _batch_preprocess(settings)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    # Whatever a library makes of a text that anybody may have written.
+    except Exception as error:
+        raise UserError(
+            f"{where}: describes no model that open_clip builds: {type(error).__name__}: {reason(error)}; fetch it again"
+        ) from error
+    return expected
+
+
+def _require_fit(found: weight_files.Shapes, expected: weight_files.Shapes, where: str, what: str) -> None:
+    """Refuse weights that do not fit; those in another library's or an older layout are open_clip's to convert."""
+    if any(name.startswith("visual.") for name in found) and (
+        any(name.startswith("text.") for name in found) == any(name.startswith("text.") for name in expected)
+    ):
+        kept, wanted = (
+            {name: shape for name, shape in shapes.items() if not name.endswith(_ADAPTED)}
+            for shapes in (found, expected)
+        )
+        weight_files.require_fit(kept, wanted, where, what)
 
 
 def _check_hub(model: str, field: str) -> None:
@@ -105,7 +140,12 @@ def _check_hub(model: str, field: str) -> None:
 def _expected(name: str) -> weight_files.Shapes:
     import open_clip
 
-    options = open_clip.get_model_config(name)
+    return _shapes(open_clip.get_model_config(name))
+
+
+def _shapes(options: dict[str, Any]) -> weight_files.Shapes:
+    import open_clip
+
     kind = open_clip.CustomTextCLIP if options.pop("custom_text", False) else open_clip.CLIP
     with torch.device("meta"):
         model = kind(**options)
@@ -130,15 +170,17 @@ class Embedder:
         try:
             self._model = open_clip.create_model(source.name, pretrained=source.weights, device=device)
             self._tokenizer = open_clip.get_tokenizer(source.name)
-        except (RuntimeError, OSError, ValueError) as error:
+            settings = open_clip.get_model_preprocess_cfg(self._model)
+            self._preprocess = (hps.preprocess if model in hps.MODELS else _batch_preprocess)(settings)
+        # One guarded place: what a library makes of files that anybody may have written.
+        except Exception as error:
             raise UserError(
                 f"{field}.model: {model!r}: {reason(error)}; give `sandbox`, an open_clip name or local-dir:FOLDER"
             ) from error
         self._model.eval().requires_grad_(False)
         self._device, self._batch = torch.device(device), batch
         self._texts: dict[str, torch.Tensor] = {}
-        settings = open_clip.get_model_preprocess_cfg(self._model)
-        self._preprocess = (hps.preprocess if model in hps.MODELS else _batch_preprocess)(settings)
+        self._where = f"{field}.model: {model!r}"
         self._latest: tuple[np.ndarray, torch.Tensor] | None = None
 
     @property
@@ -153,7 +195,7 @@ class Embedder:
         for start in range(0, len(new), self._batch):
             some = new[start : start + self._batch]
             embedded = self._model.encode_text(self._tokenizer(some).to(self._device)).float()
-            self._texts.update(zip(some, normalize(embedded, dim=-1), strict=True))
+            self._texts.update(zip(some, self._unit(embedded), strict=True))
         found = torch.stack([self._texts[text] for text in texts])
         for oldest in list(self._texts)[: max(0, len(self._texts) - _KEPT_TEXTS)]:
             del self._texts[oldest]
@@ -174,7 +216,15 @@ class Embedder:
 
     def _embed(self, images_NHWC: np.ndarray) -> torch.Tensor:
         batch = torch.tensor(images_NHWC, device=self._device).permute(0, 3, 1, 2)
-        return normalize(self._model.encode_image(self._preprocess(batch)).float(), dim=-1)
+        return self._unit(self._model.encode_image(self._preprocess(batch)).float())
+
+    def _unit(self, embedded: torch.Tensor) -> torch.Tensor:
+        # Every comparison with NaN is False: judges would find all images safe.
+        if not embedded.isfinite().all():
+            raise UserError(
+                f"{self._where}: its embeddings are not finite: damaged weights; fetch them again"
+            )
+        return normalize(embedded, dim=-1)
 
 
 class Embedders:

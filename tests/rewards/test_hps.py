@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sdr1.config import RewardConfig
 from sdr1.errors import UserError
@@ -97,3 +98,66 @@ def test_a_hub_model_that_is_not_there_is_refused_before_a_run_starts(monkeypatc
         UserError, match=r"reward.model: 'hf-hub:some/one': .*; check the name.*local-dir:FOLDER"
     ):
         scorer.check(RewardConfig(model="hf-hub:some/one"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder that open_clip loads: its config, its weights."""
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny.CLIP_CONFIG}))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**tiny.CLIP_CONFIG).state_dict(), tmp_path / "open_clip_model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        "[" * 10**5,
+        "[]",
+        "{}",
+        '{"model_cfg": 3}',
+        '{"model_cfg": {}}',
+        {"model_cfg": {**tiny.CLIP_CONFIG, "embed_dim": "many"}},
+        {"model_cfg": {**tiny.CLIP_CONFIG, "embed_dim": 33}},
+        {"model_cfg": {**tiny.CLIP_CONFIG, "colour": 1}},
+        {"model_cfg": {**tiny.CLIP_CONFIG, "vision_cfg": None}},
+        {"model_cfg": {**tiny.CLIP_CONFIG, "text_cfg": {**tiny.CLIP_CONFIG["text_cfg"], "heads": 7}}},
+        {"model_cfg": tiny.CLIP_CONFIG, "preprocess_cfg": {"mean": [0.5, 0.5]}},
+        {"model_cfg": tiny.CLIP_CONFIG, "preprocess_cfg": {"size": "large"}},
+        {"model_cfg": tiny.CLIP_CONFIG, "preprocess_cfg": [1]},
+    ],
+)
+def test_a_malformed_clip_folder_is_refused_before_a_run_starts(folder, held):
+    scorer.check(RewardConfig(model=f"local-dir:{folder}"))
+    text = held if isinstance(held, str) else json.dumps(held)
+    (folder / "open_clip_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"^reward\.model: .*open_clip") as caught:
+        scorer.check(RewardConfig(model=f"local-dir:{folder}"))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_weights_of_a_clip_folder_fit_and_are_no_pickle(folder):
+    file = folder / "open_clip_model.safetensors"
+    state = load_file(file)
+    state["visual.extra"] = state.pop("visual.proj")
+    save_file(state, file)
+    with pytest.raises(
+        UserError, match=r"^reward\.model: .*missing \(visual\.proj\).*unexpected \(visual\.extra\)"
+    ):
+        scorer.check(RewardConfig(model=f"local-dir:{folder}"))
+    # open_clip prefers a name that it knows, though it is a pickle's.
+    file.rename(folder / "other.safetensors")
+    torch.save(state, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(
+        UserError, match=r"^reward\.model: .*open_clip_pytorch_model\.bin; save .* not as a pickle"
+    ):
+        scorer.check(RewardConfig(model=f"local-dir:{folder}"))
+
+
+def test_weights_that_are_not_numbers_are_refused_and_nothing_is_judged_by_them(folder):
+    file = folder / "open_clip_model.safetensors"
+    state = load_file(file)
+    save_file({**state, "visual.proj": state["visual.proj"] * float("nan")}, file)
+    embedder = Embedder(f"local-dir:{folder}", None, "cpu", field="q16")
+    with pytest.raises(UserError, match=r"^q16\.model: .*embeddings are not finite"):
+        embedder.images(np.zeros((1, 32, 32, 3), np.uint8))
