@@ -3,20 +3,25 @@ back."""
 
 from __future__ import annotations
 
+import codecs
+import reprlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import from_json
 
 from sdr1.errors import UserError
 from sdr1.section import Section
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T")
+_BOM = codecs.BOM_UTF8
 
 
 def checked(model: type[S], values: Any) -> S:
@@ -51,14 +56,58 @@ def read_json(path: Path, field: str = "") -> Any:
         UserError: it is missing, no regular file, or as `parse_json`.
     """
     place = f"{field}: {path}" if field else str(path)
-    # Opening a pipe would wait for its writer.
-    if not path.is_file():
-        raise UserError(f"{place}: no such file")
+    return parse_json(read_bytes(path, field).removeprefix(_BOM), place)
+
+
+def read_bytes(path: Path, field: str = "") -> bytes:
+    """What is in a regular file; `field` is what the user named it by.
+
+    Raises:
+        UserError: it is missing, no regular file, or cannot be read.
+    """
+    place = f"{field}: {path}" if field else str(path)
     try:
-        content = path.read_bytes()
+        # Opening a pipe would wait for its writer.
+        if not path.is_file():
+            raise UserError(f"{place}: no such file")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{place}: cannot be read: {error.strerror}") from error
-    return parse_json(content.removeprefix(b"\xef\xbb\xbf"), place)
+
+
+def read_as(kind: type[T], path: Path, field: str = "") -> T:
+    """The content of a JSON file as a dataclass, model or collection of them; `field` is what the user named it by.
+
+    Raises:
+        UserError: it is no regular file or no such content; the message names the first wrong key and its value.
+    """
+    return _parse_as(kind, read_bytes(path, field), f"{field}: {path}" if field else str(path))
+
+
+def lines_as(kind: type[T], content: bytes, place: str) -> list[T]:
+    """The same of every line of JSON Lines, the last one ended or not; `place` says where they stand.
+
+    Raises:
+        UserError: a line is no such object.
+    """
+    lines = enumerate(content.split(b"\n"), 1)
+    return [_parse_as(kind, line, f"{place}, line {number}") for number, line in lines if line.strip()]
+
+
+def _parse_as(kind: type[T], content: bytes, place: str) -> T:
+    try:
+        return _adapter(cast(Hashable, kind)).validate_json(content.removeprefix(_BOM), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "content"
+        what = first["msg"].replace("Invalid JSON", "not JSON")
+        given = "" if first["type"] in ("missing", "json_invalid") else f"{reprlib.repr(first['input'])}: "
+        raise UserError(f"{place}: {key}: {given}{what}: make it again, or leave it out") from error
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, kind))
 
 
 def read_yaml(path: Path, field: str) -> Any:

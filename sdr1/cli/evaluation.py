@@ -73,7 +73,8 @@ def judge(
     images: Annotated[Path, typer.Option(metavar="DIR", help="Images named after their rows.")],
     overrides: EvaluationSettings = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write; default: the images' own.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write or go on with; default: outputs/judged/PROTOCOL."),
     ] = None,
     against: Against = None,
     local: Local = False,
@@ -87,8 +88,9 @@ def judge(
     from sdr1.evaluation.config import from_overrides
 
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
-    _print_figures(runner.judge(protocol, images, out or images, values, place))
-    print(f"written to {out or images}")
+    folder = out or Path("outputs/judged") / protocol
+    _print_figures(runner.judge(protocol, images, folder, values, place))
+    print(f"written to {folder}")
 
 
 def report(

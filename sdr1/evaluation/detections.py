@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdr1.evaluation.rows import Box, Metadata
+
 THRESHOLD, COUNTING_THRESHOLD, MAX_PER_CLASS = 0.3, 0.9, 16
 OVERLAP_SHARE, AXIS_SHARE = 0.1, 0.5
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -37,10 +39,16 @@ class Detection:
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def of(cls, found: Box) -> Detection:
+        """What `asdict` was made of."""
+        left, top, right, bottom = found["box"]
+        return cls(found["kind"], found["score"], (left, top, right, bottom), found["colour"])
+
 
 def verdict(
     detections: Sequence[Detection],
-    metadata: dict[str, Any],
+    metadata: Metadata,
     colour_of: Callable[[Detection], str | None] = lambda detection: detection.colour,
     thresholds: tuple[float, float] = (THRESHOLD, COUNTING_THRESHOLD),
 ) -> bool:
@@ -62,8 +70,8 @@ def verdict(
         else:
             if clause.get("color") is not None:
                 right &= sum(colour_of(each) == clause["color"] for each in found) >= wanted
-            if clause.get("position") is not None:
-                relation, target = clause["position"]
+            if (position := clause.get("position")) is not None:
+                relation, target = position
                 targets = chosen[target] if target < len(chosen) else []
                 right &= bool(targets) and all(
                     relation in relations(each, other) for each in found for other in targets

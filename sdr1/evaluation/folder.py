@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdr1.errors import UserError
-from sdr1.evaluation.rows import Row, Sampler
-from sdr1.files import refuse_foreign, remove_partial, write_bytes, write_text
-from sdr1.plain_data import read_json
+from sdr1.evaluation.judges import KINDS
+from sdr1.evaluation.rows import ManifestLine, Record, RecordLine, Row
+from sdr1.files import file_sha256, refuse_foreign, remove_partial, write_bytes, write_text
+from sdr1.plain_data import lines_as, read_as, read_bytes
 
+T = TypeVar("T")
+RESULT = "result.json"
 REQUEST = "request.json"
 """The file by which sdr1 knows an evaluation's folder."""
-Records = dict[str, dict[str, Any]]
+Records = dict[str, Record]
 """A judge's record of every image, by row id."""
 
 
@@ -26,28 +28,36 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def open(self, request: dict[str, Any]) -> None:
-        """Start, or go on with the evaluation that `request` describes.
+    def check(self, request: dict[str, Any]) -> None:
+        """That the evaluation which `request` describes can be started or gone on with here.
 
         Raises:
-            UserError: the folder holds another one.
+            UserError: the folder holds another one, or what sdr1 did not write.
         """
-        asked = json.loads(json.dumps(request))
-        file = self.path / REQUEST
         refuse_foreign(self.path, REQUEST, "evaluation", "--out")
-        if file.is_file():
-            found = read_json(file, "--out")
-            if not isinstance(found, dict):
-                raise UserError(f"--out: {file}: no request of sdr1; choose another folder")
-            differing = [key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key)]
-            if differing:
-                raise UserError(
-                    f"--out: {self.path}: holds an evaluation with another {', '.join(sorted(differing))}; choose "
-                    "another folder, or remove it"
-                )
-        else:
-            write_text(file, _pretty(asked))
+        file = self.path / REQUEST
+        if not file.is_file():
+            return
+        asked, found = json.loads(json.dumps(request)), read_as(dict[str, Any], file, "--out")
+        differing = [key for key in asked.keys() | found.keys() if asked.get(key) != found.get(key)]
+        if differing:
+            raise UserError(
+                f"--out: {self.path}: holds an evaluation with another {', '.join(sorted(differing))}; choose "
+                "another folder, or remove it"
+            )
+
+    def open(self, request: dict[str, Any]) -> None:
+        """Start, or go on with the evaluation that `request` describes; as `check`."""
+        self.check(request)
+        if not (self.path / REQUEST).is_file():
+            write_text(self.path / REQUEST, _pretty(request))
         remove_partial(self.path)
+
+    def is_evaluation(self) -> bool:
+        """Whether an evaluation of sdr1 is here, or what somebody took from one: `manifest.jsonl` and the images."""
+        if (self.path / REQUEST).is_file():
+            return True
+        return self.has_manifest() and b'"facts"' in read_bytes(self._manifest).partition(b"\n")[0]
 
     def image(self, row: Row) -> Path:
         """Where the image of a row is kept."""
@@ -75,23 +85,41 @@ class Folder:
     ) -> None:
         """Join a judge's parts to `records-<judge>.jsonl`, a line a row, in the order of the rows; the manifest is
         there."""
-        files = {line["row"]: line["file"] for line in _lines(self.path / "manifest.jsonl")}
+        files = {line.row: line.file for line in self.manifest()}
         found: Records = {}
         for index, batch in enumerate(batches):
-            records = json.loads(self.part(parts, index).read_text(encoding="utf-8"))
+            part = self.part(parts, index)
+            records = read_as(list[Record], part)
+            if len(records) != len(batch):
+                raise UserError(f"{part}: {len(records)} records of {len(batch)} images; remove the file")
             found |= {row.id: record for row, record in zip(batch, records, strict=True)}
-        lines = [
-            json.dumps({"row": row.id, "file": files[row.id], "prompt": row.prompt, **found[row.id]})
-            for row in rows
-        ]
-        write_text(self.path / f"records-{judge}.jsonl", "".join(f"{line}\n" for line in lines))
+        _write_lines(
+            self._records(judge),
+            [{"row": row.id, "file": files[row.id], "prompt": row.prompt, **found[row.id]} for row in rows],
+        )
 
-    def records(self, judge: str) -> Records:
-        with open(self.path / f"records-{judge}.jsonl", encoding="utf-8") as file:
-            return {record["row"]: record for record in map(json.loads, file)}
+    def records(self, judge: str, rows: Sequence[Row], field: str = "--out") -> Records:
+        """A judge's records of these rows; `field` is what the user named the folder by.
+
+        Raises:
+            UserError: they are missing, torn, or not those of all the rows.
+        """
+        path = self._records(judge)
+        found: Records = {line["row"]: line for line in _lines(RecordLine, path, field)}
+        says = KINDS[judge].says
+        missing = [row.id for row in rows if not says <= found.get(row.id, {}).keys()]
+        if missing:
+            raise UserError(
+                f"{field}: {path}: no record of row {missing[0]} with {', '.join(sorted(says))}, and of "
+                f"{len(missing) - 1} more; remove the file, and `sdr1 evaluate` makes it again"
+            )
+        return found
+
+    def _records(self, judge: str) -> Path:
+        return self.path / f"records-{judge}.jsonl"
 
     def has_records(self, judge: str) -> bool:
-        return (self.path / f"records-{judge}.jsonl").is_file()
+        return self._records(judge).is_file()
 
     def write_manifest(self, rows: Sequence[Row], files: dict[str, Path] | None = None) -> None:
         """`manifest.jsonl`; `files` names images that lie elsewhere."""
@@ -99,77 +127,45 @@ class Folder:
         for row in rows:
             path = self.image(row) if files is None else files[row.id]
             name = path.relative_to(self.path) if path.is_relative_to(self.path) else path
-            lines.append(
-                json.dumps(
-                    {
-                        "row": row.id,
-                        "prompt": row.prompt,
-                        "seed": row.seed,
-                        "sampler": row.sampler.scheduler,
-                        "steps": row.sampler.steps,
-                        "guidance": row.sampler.guidance_scale,
-                        "eta": row.sampler.eta,
-                        "size": [row.width, row.height],
-                        "file": str(name),
-                        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                        "facts": row.facts,
-                    }
-                )
-            )
-        write_text(self.path / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
+            lines.append(ManifestLine.of(row, str(name), file_sha256(path)).asdict())
+        _write_lines(self._manifest, lines)
 
-    def rows(self) -> list[Row] | None:
-        """The rows of the manifest; None without one that sdr1 wrote.
+    def manifest(self, field: str = "--out") -> list[ManifestLine]:
+        """The lines of the manifest; `field` is what the user named the folder by.
 
         Raises:
-            UserError: a line of it is broken.
+            UserError: it is missing, or a line is torn.
         """
-        path = self.path / "manifest.jsonl"
-        if not path.is_file():
-            return None
-        try:
-            lines = _lines(path)
-            if not all("facts" in line for line in lines) or not lines:
-                return None
-            return [
-                Row(
-                    line["row"],
-                    line["prompt"],
-                    line["seed"],
-                    Sampler(line["sampler"], line["steps"], line["guidance"], line["eta"]),
-                    line["size"][0],
-                    line["size"][1],
-                    line["facts"],
-                )
-                for line in lines
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--images: {path}: not a manifest of sdr1: {error!r}") from error
+        return _lines(ManifestLine, self._manifest, field)
 
     def has_manifest(self) -> bool:
-        return (self.path / "manifest.jsonl").is_file()
+        return self._manifest.is_file()
+
+    @property
+    def _manifest(self) -> Path:
+        return self.path / "manifest.jsonl"
 
     def marks(self) -> dict[str, str]:
         """What `write_marks` wrote last, empty without."""
         file = self.path / "judges.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_as(dict[str, str], file, "--out") if file.exists() else {}
 
     def write_marks(self, marks: dict[str, str]) -> None:
         """By judge, the mark of the settings and weights that its records are of."""
         write_text(self.path / "judges.json", json.dumps(marks, indent=2, sort_keys=True) + "\n")
 
-    def result(self) -> dict[str, Any] | None:
-        """What `write_result` wrote; None if the evaluation was not finished."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
     def write_result(self, result: dict[str, Any]) -> None:
-        write_text(self.path / "result.json", _pretty(result))
+        """`result.json`, of an evaluation that is finished."""
+        write_text(self.path / RESULT, _pretty(result))
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _lines(kind: type[T], path: Path, field: str) -> list[T]:
+    return lines_as(kind, read_bytes(path, field), f"{field}: {path}")
+
+
+def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def _pretty(content: Any) -> str:

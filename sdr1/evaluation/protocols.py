@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from sdr1.evaluation.detections import Detection, verdict
 from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges import KINDS, Judge
 from sdr1.evaluation.judges.nudenet import STRICT
-from sdr1.evaluation.rows import Row, Sampler
+from sdr1.evaluation.rows import Facts, Metadata, Row, Sampler
 from sdr1.evaluation.sandbox_rows import TASKS
 from sdr1.evaluation.statistics import Figure
 from sdr1.prompt_files import ATTACK_COLUMNS, TEXT_COLUMNS, PromptFile
@@ -41,6 +41,7 @@ SCHEDULERS = (
 REAL = Sampler("DDIMScheduler", steps=50, guidance_scale=7.5)
 TRAINED, UNTRAINED = "skull", ("flame", "blade")
 _ORACLE_THRESHOLDS = (0.4, 0.4)
+_KINDS: tuple[tuple[str, Literal["rewards", "scores"]], ...] = (("reward", "rewards"), ("score", "scores"))
 _BESIDE = tuple(f"{concept}_beside" for concept in sandbox_rows.CONCEPTS)
 SANDBOX_TOPICS = (*TASKS, *sandbox_rows.CONCEPTS, *_BESIDE)
 
@@ -132,6 +133,10 @@ class Protocol:
     needs: frozenset[str]
     """Keys of records, of which its figures are made; a judge has to say one of them."""
     sandbox_judges: tuple[str, ...] = ("oracle",)
+    facts: tuple[str, ...] = ()
+    """What its figures need to know of every row's prompt."""
+    ready: Callable[[Judged], None] = lambda judged: None
+    """Raises UserError where the figures need what is not there; told of an evaluation before it starts."""
     file: str | None = None
     """The prompt file that it takes outside the sandbox."""
     columns: tuple[str, ...] = TEXT_COLUMNS
@@ -168,7 +173,7 @@ def _sandbox_figures(judged: Judged) -> list[Figure]:
         by_topic.setdefault(row.facts["topic"], []).append(row)
 
     def right(row: Row) -> bool:
-        return sandbox_verdict(things(judged.records["oracle"][row.id]), sandbox_rows.claim(row))
+        return sandbox_verdict(things(judged.records["oracle"][row.id]), row.facts["claim"])
 
     safe = [row for task in TASKS for row in by_topic[task]]
     beside = [row for topic in _BESIDE for row in by_topic[topic]]
@@ -252,8 +257,7 @@ def _i2p_figures(judged: Judged) -> list[Figure]:
 def _geneval_rows(world: World) -> list[Row]:
     if world.sandbox:
         return [
-            _with(row, metadata=sandbox_rows.metadata(sandbox_rows.claim(row)))
-            for row in world.topics(TASKS, 100)
+            _with(row, metadata=sandbox_rows.metadata(row.facts["claim"])) for row in world.topics(TASKS, 100)
         ]
     found = prompts.geneval(world.file)
     size, count = world.config.size or world.size, world.config.images or 4
@@ -265,7 +269,7 @@ def _geneval_rows(world: World) -> list[Row]:
             world.sampler,
             size,
             size,
-            {"metadata": row},
+            {"metadata": cast(Metadata, row)},
         )
         for number, row in enumerate(found[: world.config.limit])
         for n in range(count)
@@ -278,10 +282,7 @@ def _geneval_figures(judged: Judged) -> list[Figure]:
     def right(row: Row) -> bool:
         if records is not None:
             return records[row.id]["correct"]
-        found = [
-            Detection(**{**each, "box": tuple(each["box"])})
-            for each in judged.records["oracle"][row.id]["detections"]
-        ]
+        found = [Detection.of(each) for each in judged.records["oracle"][row.id]["detections"]]
         return verdict(found, row.facts["metadata"], thresholds=_ORACLE_THRESHOLDS)
 
     tags = [row.facts["metadata"]["tag"] for row in judged.rows]
@@ -303,6 +304,15 @@ def _caption_rows(world: World) -> list[Row]:
 def _clip_figures(judged: Judged) -> list[Figure]:
     found = judged.records["clip"]
     return [judged.mean("clip_t", judged.rows, lambda row: found[row.id]["cosine"], bounded=False)]
+
+
+def _fid_ready(judged: Judged) -> None:
+    from sdr1.evaluation.judges.fid import FidJudge, given
+
+    judge, path = judged.judges.get("fid"), judged.config.fid.reference
+    drawn = path is None and "topic" in judged.rows[0].facts
+    if isinstance(judge, FidJudge) and not drawn and not (judged.folder.path / "reference.npz").is_file():
+        given(path, judge)
 
 
 def _fid_figures(judged: Judged) -> list[Figure]:
@@ -410,13 +420,13 @@ def _steering_figures(judged: Judged) -> list[Figure]:
         for form, text in row.facts["forms"].items():
             forms.setdefault(form, []).append((row, text))
 
-    def value(field: str, key: str, row: Row) -> float:
+    def value(field: Literal["rewards", "scores"], key: str, row: Row) -> float:
         return found[row.id][field][key]
 
     for alpha in judged.config.alphas:
         key = f"{alpha:g}"
         for label, rows in groups.items():
-            for what, field in (("reward", "rewards"), ("score", "scores")):
+            for what, field in _KINDS:
                 figures.append(
                     judged.mean(
                         f"alpha={key}/{what}/{label}",
@@ -444,20 +454,28 @@ def _steering_figures(judged: Judged) -> list[Figure]:
 
 
 def _with(row: Row, **facts: Any) -> Row:
-    return Row(row.id, row.prompt, row.seed, row.sampler, row.width, row.height, {**row.facts, **facts})
+    return replace(row, facts=cast(Facts, {**row.facts, **facts}))
 
 
 _UNSAFE = frozenset({"unsafe"})
 _CAPTIONS = "a file of captions, such as COCO's"
 _ATTACK = "the attack's prompts (.csv, .jsonl or .txt)"
 _ALL = (
-    Protocol("sandbox", ("oracle",), _sandbox_rows, _sandbox_figures, frozenset({"things"})),
+    Protocol(
+        "sandbox",
+        ("oracle",),
+        _sandbox_rows,
+        _sandbox_figures,
+        frozenset({"things"}),
+        facts=("topic", "claim"),
+    ),
     Protocol(
         "i2p",
         ("q16", "nudenet"),
         _i2p_rows,
         _i2p_figures,
         _UNSAFE,
+        facts=("categories",),
         file="the I2P benchmark's csv or jsonl",
     ),
     Protocol(
@@ -466,12 +484,22 @@ _ALL = (
         _geneval_rows,
         _geneval_figures,
         frozenset({"correct", "detections"}),
+        facts=("metadata",),
         file="GenEval's evaluation_metadata.jsonl",
     ),
     Protocol(
         "clip-t", ("clip",), _caption_rows, _clip_figures, frozenset({"cosine"}), ("clip",), file=_CAPTIONS
     ),
-    Protocol("fid", ("fid",), _caption_rows, _fid_figures, frozenset({"features"}), ("fid",), file=_CAPTIONS),
+    Protocol(
+        "fid",
+        ("fid",),
+        _caption_rows,
+        _fid_figures,
+        frozenset({"features"}),
+        ("fid",),
+        ready=_fid_ready,
+        file=_CAPTIONS,
+    ),
     Protocol(
         "schedulers",
         ("q16", "nudenet"),
@@ -487,6 +515,7 @@ _ALL = (
         _steering_figures,
         frozenset({"rewards"}),
         ("steering",),
+        facts=("label", "forms"),
         file="prompts labelled safe and unsafe (.jsonl or .csv)",
     ),
     *(

@@ -1,10 +1,47 @@
-"""What an evaluation draws: rows with a prompt, a seed and a sampler each, and the batches they are drawn in."""
+"""What an evaluation draws and finds: rows with a prompt, a seed and a sampler each, the batches they are drawn in, and
+their lines in an evaluation's files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NotRequired
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
+
+from sdr1.sandbox.captions import Claim
+from sdr1.types import Label
+
+Clause = TypedDict(
+    "Clause",
+    {
+        "class": str,
+        "count": int,
+        "color": NotRequired[str | None],
+        "position": NotRequired[tuple[str, int] | None],
+    },
+)
+"""A thing that a GenEval prompt asks for, or of which there must be fewer than `count`."""
+
+
+class Metadata(TypedDict):
+    """What a GenEval prompt asks for."""
+
+    tag: str
+    include: list[Clause]
+    exclude: NotRequired[list[Clause]]
+
+
+class Facts(TypedDict, total=False):
+    """What a protocol knows of a row's prompt; each protocol gives what its figures need."""
+
+    topic: str
+    label: Label
+    claim: Claim
+    categories: list[str]
+    metadata: Metadata
+    forms: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,11 +66,98 @@ class Row:
     sampler: Sampler
     width: int
     height: int
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the protocol knows of the prompt, as plain JSON data: its category, its GenEval metadata."""
+    facts: Facts = field(default_factory=Facts)
 
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ManifestLine:
+    """A line of `manifest.jsonl`: a row and its picture. `file` is relative to the evaluation's folder."""
+
+    row: str
+    prompt: str
+    seed: int
+    sampler: str
+    steps: int
+    guidance: FiniteFloat
+    eta: FiniteFloat
+    size: tuple[int, int]
+    file: str
+    sha256: str
+    facts: Facts
+
+    @classmethod
+    def of(cls, row: Row, file: str, sha256: str) -> ManifestLine:
+        sampler = row.sampler
+        return cls(
+            row.id,
+            row.prompt,
+            row.seed,
+            sampler.scheduler,
+            sampler.steps,
+            sampler.guidance_scale,
+            sampler.eta,
+            (row.width, row.height),
+            file,
+            sha256,
+            row.facts,
+        )
+
+    def to_row(self) -> Row:
+        sampler = Sampler(self.sampler, self.steps, self.guidance, self.eta)
+        return Row(self.row, self.prompt, self.seed, sampler, *self.size, self.facts)
+
+    @property
+    def origin(self) -> tuple:
+        """All that the picture follows from beside its model."""
+        return self.prompt, self.seed, self.sampler, self.steps, self.guidance, self.eta, self.size
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Box(TypedDict):
+    """A `Detection` as plain data."""
+
+    kind: str
+    score: FiniteFloat
+    box: list[FiniteFloat]
+    colour: str | None
+
+
+class Thing(TypedDict):
+    """What the sandbox's oracle found, as plain data."""
+
+    kind: str
+    colour: str | None
+    x: FiniteFloat
+    y: FiniteFloat
+    score: FiniteFloat
+
+
+class Record(TypedDict, total=False):
+    """What a judge says of an image; every judge says some of these things."""
+
+    unsafe: bool
+    classes: dict[str, FiniteFloat]
+    cosines: list[FiniteFloat]
+    cosine: FiniteFloat
+    correct: bool
+    detections: list[Box]
+    things: list[Thing]
+    features: str
+    rewards: dict[str, FiniteFloat]
+    scores: dict[str, FiniteFloat]
+
+
+class RecordLine(Record):
+    """A line of `records-<judge>.jsonl`."""
+
+    row: str
+    file: str
+    prompt: str
 
 
 def batches(rows: Sequence[Row], size: int) -> list[tuple[Row, ...]]:

@@ -7,25 +7,29 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdr1 import pipeline_files, schedulers
-from sdr1.config import SANDBOX, bounds
+from sdr1.config import SANDBOX, ModelFiles, bounds
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
 from sdr1.evaluation import crew, judges
 from sdr1.evaluation.config import EvaluationConfig
-from sdr1.evaluation.folder import Folder
-from sdr1.evaluation.images import find
+from sdr1.evaluation.folder import RESULT, Folder, Records
+from sdr1.evaluation.images import check, find
 from sdr1.evaluation.judges import Judge
 from sdr1.evaluation.painter import Painter, model_sha256
 from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
+from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
+from sdr1.files import file_sha256
+from sdr1.plain_data import read_as
 from sdr1.policy import load_pipeline, named
+from sdr1.prompt_files import PromptFile
 from sdr1.runtime import prepare_process, require_device
 
 Pictures = dict[tuple, list[Path]]
@@ -44,7 +48,7 @@ class Place:
 
 def evaluate(
     protocol: str,
-    model: str,
+    model: str | Model,
     out: Path,
     values: dict[str, Any],
     place: Place = Place(),
@@ -58,39 +62,47 @@ def evaluate(
     Raises:
         UserError: protocol, model, a prompt file or a judge's weights are wrong or missing; nothing was written.
     """
+    plan = prepare(protocol, model, out, values, place)
+    plan.folder.open(plan.request)
+    shared = {} if pictures is None else pictures
+    wanted = {_origin(batch, plan.config): batch for batch in plan.batches}
+    for origin, batch in wanted.items():
+        if origin in shared and not plan.folder.has_images(batch):
+            plan.folder.keep_images(batch, [path.read_bytes() for path in shared[origin]])
+    result = _run(plan, place)
+    shared |= {origin: [plan.folder.image(row) for row in batch] for origin, batch in wanted.items()}
+    return result
+
+
+def prepare(
+    protocol: str, model: str | Model, out: Path, values: dict[str, Any], place: Place = Place()
+) -> Plan:
+    """Look at everything that an evaluation needs, and write nothing.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
     chosen, config = _protocol(protocol), settings.read(values)
     prepare_process(config.threads)
     _require_devices(config, place)
-    pipeline_files.check(named(model, config.model))
-    pipeline = load_pipeline(model, config.model)
+    drawing = load_model(model, config.model)
+    pipeline = drawing.pipeline
     in_sandbox = config.prompts == SANDBOX or (config.prompts is None and _speaks_sandbox(pipeline))
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)
     rows, source = _rows(chosen, config, in_sandbox, size)
     for sampler in dict.fromkeys(row.sampler for row in rows):
         schedulers.check(sampler.scheduler, sampler.steps, pipeline.scheduler.config)
-    watching = _judges(chosen, config, in_sandbox, rows, place)
     facts = {
-        "model": model,
-        "model_sha256": model_sha256(pipeline),
+        "model": drawing.name,
+        "model_sha256": drawing.sha256,
         "batch_size": config.batch_size,
         "threads": config.threads,
         "device": config.device,
     }
-    folder = Folder(out)
-    folder.open(
-        {"protocol": protocol, "rows_sha256": _digest([row.asdict() for row in rows]), **_identity(facts)}
-    )
+    request = {"rows_sha256": _digest([row.asdict() for row in rows])}
     painter = partial(Painter, pipeline, config.device)
-    shared = {} if pictures is None else pictures
-    grouped = batches(rows, config.batch_size)
-    wanted = {_origin(batch, config): batch for batch in grouped}
-    for origin, batch in wanted.items():
-        if origin in shared and not folder.has_images(batch):
-            folder.keep_images(batch, [path.read_bytes() for path in shared[origin]])
-    result = _run(chosen, config, rows, grouped, watching, folder, {**facts, **source}, place, painter)
-    shared |= {origin: [folder.image(row) for row in batch] for origin, batch in wanted.items()}
-    return result
+    return _plan(chosen, config, in_sandbox, rows, Folder(out), facts, request, place, painter, source=source)
 
 
 def judge(
@@ -109,63 +121,171 @@ def judge(
     _require_devices(config, place)
     if not images.is_dir():
         raise UserError(f"--images: {str(images)!r}: no such folder")
-    rows = Folder(images).rows()
-    source: dict[str, Any] = {}
-    in_sandbox = config.prompts == SANDBOX or protocol == SANDBOX
-    if rows is None:
-        rows, source = _rows(chosen, _stand_in(config, in_sandbox), in_sandbox, 512)
+    source: PromptFile | None = None
+    found = Folder(images)
+    if found.is_evaluation():
+        rows = [line.to_row() for line in found.manifest("--images")]
+        in_sandbox = any("topic" in row.facts for row in rows)
     else:
-        in_sandbox = "topic" in rows[0].facts
-    config = _stand_in(config, in_sandbox)
+        in_sandbox = config.prompts == SANDBOX or protocol == SANDBOX
+        rows, source = _rows(chosen, _stand_in(config, in_sandbox), in_sandbox, 512)
     rows, files = find(images, rows)
-    watching = _judges(chosen, config, in_sandbox, rows, place)
     facts = {"model": str(images), "model_sha256": None, "batch_size": config.batch_size}
-    folder = Folder(out)
-    if out.resolve() != images.resolve():
-        digests = {row: hashlib.sha256(file.read_bytes()).hexdigest() for row, file in files.items()}
-        folder.open({"protocol": protocol, "images_sha256": _digest(digests), **_identity(facts)})
-    grouped = batches(rows, config.batch_size)
-    return _run(chosen, config, rows, grouped, watching, folder, {**facts, **source}, place, files=files)
+    request = {"images_sha256": _digest({row: file_sha256(file) for row, file in files.items()})}
+    config = _stand_in(config, in_sandbox)
+    plan = _plan(
+        chosen, config, in_sandbox, rows, Folder(out), facts, request, place, files=files, source=source
+    )
+    plan.folder.open(plan.request)
+    return _run(plan, place)
 
 
 def _rows(
     protocol: Protocol, config: EvaluationConfig, in_sandbox: bool, size: int
-) -> tuple[list[Row], dict[str, Any]]:
-    """The protocol's rows, and what the provenance says of the file that they are from."""
+) -> tuple[list[Row], PromptFile | None]:
+    """The protocol's rows, and the user's file that they are from."""
     file = None if in_sandbox else protocol.read_prompts(config)
-    rows = protocol.rows(World(config, in_sandbox, size, file))
-    if file is None:
-        return rows, {}
-    print(file.describe(), flush=True)
-    return rows, {"prompts": {"file": file.path, "column": file.column, "skipped": len(file.skipped)}}
+    return protocol.rows(World(config, in_sandbox, size, file)), file
 
 
-def _run(
+@dataclass(frozen=True)
+class Model:
+    """A pipeline that is judged; `name` and `files` say where it was found."""
+
+    name: str
+    files: ModelFiles
+    pipeline: Any
+    sha256: str
+
+
+def load_model(given: str | Model, files: ModelFiles) -> Model:
+    """That model, read unless it is at hand."""
+    if isinstance(given, Model) and given.files == files:
+        return given
+    name = given.name if isinstance(given, Model) else given
+    pipeline_files.check(named(name, files))
+    pipeline = load_pipeline(name, files)
+    return Model(name, files, pipeline, model_sha256(pipeline))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation whose parts have all been looked at."""
+
+    protocol: Protocol
+    config: EvaluationConfig
+    rows: list[Row]
+    judges: dict[str, Judge]
+    folder: Folder
+    facts: dict[str, Any]
+    """What the result's provenance says of the model and of how it draws."""
+    request: dict[str, Any]
+    painter: Callable[[], Painter] | None
+    """None where the images are in `files`."""
+    files: dict[str, Path] | None
+    source: PromptFile | None
+    """The user's file that the rows are from."""
+    opponent: Opponent | None
+
+    @property
+    def batches(self) -> list[tuple[Row, ...]]:
+        return batches(self.rows, self.config.batch_size)
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """Another model's evaluation of the same rows by the same judges."""
+
+    model: str
+    rows: list[Row]
+    records: dict[str, Records]
+
+
+def _plan(
     protocol: Protocol,
     config: EvaluationConfig,
+    in_sandbox: bool,
     rows: list[Row],
-    grouped: list[tuple[Row, ...]],
-    watching: dict[str, Judge],
     folder: Folder,
     facts: dict[str, Any],
+    request: dict[str, Any],
     place: Place,
     painter: Callable[[], Painter] | None = None,
     files: dict[str, Path] | None = None,
-) -> dict[str, Any]:
-    """Draw what is missing, by `painter`, or take it from `files`; judge, and write the result."""
+    source: PromptFile | None = None,
+) -> Plan:
+    """What drawing and judging have in common: the judges, the folder, the opponent."""
+    lacking = [name for name in protocol.facts if any(name not in row.facts for row in rows)]
+    if not rows or lacking:
+        raise UserError(
+            f"--images: {facts['model']}: {len(rows)} rows without {', '.join(lacking) or 'any image'}, which "
+            f"{protocol.name} judges by: the images were drawn for another protocol"
+        )
+    watching = _judges(protocol, config, in_sandbox, rows, place)
+    asked = {"protocol": protocol.name, **request, **_identity(facts)}
+    folder.check(asked)
+    protocol.ready(Judged(config, rows, {}, watching, folder))
+    opponent = None if place.against is None else _opponent(place.against, rows, watching)
+    return Plan(protocol, config, rows, watching, folder, facts, asked, painter, files, source, opponent)
+
+
+def _opponent(path: Path, rows: Sequence[Row], watching: dict[str, Judge]) -> Opponent:
+    """The evaluation that `--against` names.
+
+    Raises:
+        UserError: it is not finished, or differs in more than the model.
+    """
+    other = Folder(path)
+    result = read_as(Result, path / RESULT, "--against")
+    theirs = [line.to_row() for line in other.manifest("--against")]
+    if [_drawn(row) for row in theirs] != [_drawn(row) for row in rows]:
+        raise UserError(
+            f"--against: {path}: was made of other prompts, seeds or samplers; only the model may differ"
+        )
+    known = {judge.get("judge"): judge for judge in _dicts(result.provenance.get("judges"))}
+    for name, judge in watching.items():
+        mine, its = json.loads(json.dumps(judge.provenance)), known.get(name, {})
+        differing = [key for key in mine.keys() | its.keys() if mine.get(key) != its.get(key)]
+        if differing:
+            key = min(differing)
+            raise UserError(
+                f"--against: {path}: judges: {name}: {key} {its.get(key)!r} there and {mine.get(key)!r} here; judge both "
+                "with the same settings"
+            )
+    records = {name: other.records(name, theirs, "--against") for name in watching}
+    return Opponent(result.model, theirs, records)
+
+
+def _drawn(row: Row) -> tuple:
+    return row.id, row.prompt, row.seed, row.sampler
+
+
+def _dicts(found: Any) -> list[dict[str, Any]]:
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _run(plan: Plan, place: Place) -> dict[str, Any]:
+    """Draw what is missing, or take it from the plan's files; judge, and write the result."""
+    folder, watching, source = plan.folder, plan.judges, plan.source
+    told: dict[str, Any] = {}
+    if source is not None:
+        print(source.describe(), flush=True)
+        told["prompts"] = {"file": source.path, "column": source.column, "skipped": len(source.skipped)}
     # A judge with another threshold or other weights starts anew.
     marks = {name: f"{name}-{_digest(each.provenance)[:12]}" for name, each in watching.items()}
     known = folder.marks()
     unjudged = [name for name in watching if known.get(name) != marks[name] or not folder.has_records(name)]
+    records = {name: folder.records(name, plan.rows) for name in watching if name not in unjudged}
+    grouped = plan.batches
     jobs = [
         job
         for index, batch in enumerate(grouped)
-        if (job := _job(index, batch, unjudged, marks, folder, files)).judges or job.drawn is None
+        if (job := _job(index, batch, unjudged, marks, plan)).judges or job.drawn is None
     ]
     done = 0
     with (
-        _crew(jobs, painter, watching, config, place, facts["model"]) as events,
-        _progress(rows, jobs) as advance,
+        _crew(jobs, plan.painter, watching, plan.config, place, plan.facts["model"]) as events,
+        _progress(plan.rows, jobs) as advance,
     ):
         for event in events:
             if isinstance(event, crew.Drawn):
@@ -175,46 +295,44 @@ def _run(
                 folder.keep_part(marks[event.judge], event.job.index, event.records)
                 done = len(event.job.rows) if event.judge == event.job.judges[-1] else 0
             advance(event, done)
-    if files is None or not folder.has_manifest():
-        folder.write_manifest(rows, files)
+    folder.write_manifest(plan.rows, plan.files)
     for name in unjudged:
-        folder.finish_judge(name, marks[name], rows, grouped)
+        folder.finish_judge(name, marks[name], plan.rows, grouped)
     if unjudged:
         folder.write_marks({**known, **marks})
-    records = {name: folder.records(name) for name in watching}
-    judged = Judged(config, rows, records, watching, folder)
-    figures = protocol.figures(judged)
+    records |= {name: folder.records(name, plan.rows) for name in unjudged}
+    judged = Judged(plan.config, plan.rows, records, watching, folder)
+    figures = plan.protocol.figures(judged)
     result = {
-        "protocol": protocol.name,
-        "model": facts["model"],
+        "protocol": plan.protocol.name,
+        "model": plan.facts["model"],
         "figures": {figure.name: figure.summary() for figure in figures},
-        "provenance": {**facts, **_provenance(rows, watching)},
+        "provenance": {**plan.facts, **told, **_provenance(plan.rows, watching)},
     }
-    if place.against is not None:
-        result |= _against(place.against, protocol, judged, figures)
+    if plan.opponent is not None:
+        result |= _tests(plan.opponent, plan.protocol, judged, figures)
     folder.write_result(result)
     return result
 
 
 def _origin(batch: Sequence[Row], config: EvaluationConfig) -> tuple:
     drawn = ((row.prompt, row.seed, row.sampler, row.width, row.height) for row in batch)
-    return config.device, config.threads, *drawn
+    return config.model, config.device, config.threads, *drawn
 
 
 def _job(
-    index: int,
-    batch: tuple[Row, ...],
-    unjudged: Sequence[str],
-    marks: dict[str, str],
-    folder: Folder,
-    files: dict[str, Path] | None,
+    index: int, batch: tuple[Row, ...], unjudged: Sequence[str], marks: dict[str, str], plan: Plan
 ) -> crew.Job:
+    folder, files = plan.folder, plan.files
+    left = tuple(name for name in unjudged if not folder.part(marks[name], index).is_file())
     drawn: Callable[[], list[bytes]] | None = None
     if files is not None:
         drawn = lambda: [files[row.id].read_bytes() for row in batch]  # noqa: E731
     elif folder.has_images(batch):
         drawn = partial(folder.images, batch)
-    left = tuple(name for name in unjudged if not folder.part(marks[name], index).is_file())
+        if left:
+            for row in batch:
+                check(folder.image(row), row, "--out")
     return crew.Job(index, batch, drawn, left)
 
 
@@ -271,31 +389,16 @@ def _progress(rows: Sequence[Row], jobs: Sequence[crew.Job]) -> Iterator[Callabl
         yield lambda event, count: bar.advance(tasks[type(event)], count)
 
 
-def _against(path: Path, protocol: Protocol, judged: Judged, figures: Sequence[Any]) -> dict[str, Any]:
+def _tests(opponent: Opponent, protocol: Protocol, judged: Judged, figures: Sequence[Any]) -> dict[str, Any]:
     """`against`, another model's evaluation, and `paired`, the tests of every figure: `difference` is ours minus its."""
-    other = Folder(path)
-    rows, result = other.rows(), other.result()
-    missing = [name for name in judged.records if not other.has_records(name)]
-    if rows is None or missing or result is None:
-        raise UserError(
-            f"--against: {str(path)!r}: no finished evaluation with records of {', '.join(missing) or 'its images'}"
-        )
-    if [(row.prompt, row.seed) for row in rows] != [(row.prompt, row.seed) for row in judged.rows]:
-        raise UserError(f"--against: {str(path)!r}: was made of other prompts or seeds")
-    theirs = Judged(
-        judged.config,
-        rows,
-        {name: other.records(name) for name in judged.records},
-        judged.judges,
-        judged.folder,
-    )
+    theirs = replace(judged, rows=opponent.rows, records=opponent.records)
     before = {figure.name: figure for figure in protocol.figures(theirs)}
     tests = {
         figure.name: paired(before[figure.name], figure)
         for figure in figures
         if not figure.fixed and len(figure.values) and figure.name in before
     }
-    return {"against": result["model"], "paired": tests}
+    return {"against": opponent.model, "paired": tests}
 
 
 def _protocol(name: str) -> Protocol:

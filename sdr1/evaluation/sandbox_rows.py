@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from sdr1.evaluation.rows import Row, Sampler
@@ -29,19 +28,13 @@ def rows_of(
             sampler,
             SIZE,
             SIZE,
-            {"topic": topic, "label": prompt.label, "claim": asdict(prompt.claim)},
+            {"topic": topic, "label": prompt.label, "claim": prompt.claim},
         )
         for topic in topics
         for n, prompt in enumerate(
             prompts(topic, split, max(1, count // 4) if topic.endswith("_beside") else count)
         )
     ]
-
-
-def claim(row: Row) -> Claim:
-    """What the prompt of one of `rows_of`'s rows says."""
-    found = row.facts["claim"]
-    return Claim(**{**found, "kinds": tuple(found["kinds"]), "colours": tuple(found["colours"])})
 
 
 def metadata(asked: Claim) -> dict[str, Any]:
@@ -78,4 +71,4 @@ def perturbed(prompt: SandboxPrompt) -> dict[str, str]:
     return {"original": prompt.text, "keyword": words[-1], "negation": f"a safe {words[-1]}"}
 
 
-__all__ = ["CONCEPTS", "DEPLOYED", "PLURALS", "TASKS", "claim", "metadata", "perturbed", "rows_of"]
+__all__ = ["CONCEPTS", "DEPLOYED", "PLURALS", "TASKS", "metadata", "perturbed", "rows_of"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
 from sdr1.evaluation.protocols import PROTOCOLS
-from sdr1.evaluation.run import Pictures, Place, cluster, evaluate
-from sdr1.files import write_text
+from sdr1.evaluation.run import Pictures, Place, cluster, evaluate, load_model, prepare
+from sdr1.files import refuse_foreign, write_text
 from sdr1.plain_data import read_yaml
 
+_LIST = "suite.json"
+_NAME = re.compile(r"\w[\w.-]{0,99}")
 EVERY_PROTOCOL = [{"protocol": name} for name in PROTOCOLS]
 
 
@@ -43,23 +47,38 @@ def suite(
         UserError: an entry is none, or as `evaluate`.
     """
     done: list[dict[str, str]] = []
-    pictures: Pictures = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or entry.get("protocol") not in PROTOCOLS:
-            raise UserError(f"suite: {entry!r}: an entry is `protocol: NAME` with settings beside it")
-        name = str(entry.get("name", entry["protocol"]))
-        if name in (other["name"] for other in done) or Path(name).name != name:
-            raise UserError(f"suite: name {name!r}: give every entry a name of its own, without slashes")
-        done.append({"name": name, "protocol": entry["protocol"], "directory": name})
-    with cluster(place, settings.read(values)):
-        for entry, listed in zip(entries, done, strict=True):
-            own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
-            print(f"== {listed['name']}", flush=True)
-            against = place.against / listed["name"] if place.against is not None else None
-            here = replace(place, against=against)
-            evaluate(entry["protocol"], model, out / listed["name"], _merged(values, own), here, pictures)
+    asked: list[tuple[str, Path, dict[str, Any], Place]] = []
+    for number, entry in enumerate(entries, 1):
+        protocol = entry.get("protocol") if isinstance(entry, dict) else None
+        if not isinstance(protocol, str) or protocol not in PROTOCOLS:
+            raise UserError(
+                f"suite: entry {number}: {reprlib.repr(entry)}: an entry is `protocol: NAME` with settings beside it; NAME "
+                f"is one of {', '.join(PROTOCOLS)}"
+            )
+        name = str(entry.get("name", protocol))
+        if name in (other["name"] for other in done) or not _NAME.fullmatch(name):
+            raise UserError(
+                f"suite: entry {number}: name {reprlib.repr(name)}: give every entry a name of its own, of up to 100 "
+                "letters, digits and _ - . (not first)"
+            )
+        done.append({"name": name, "protocol": protocol, "directory": name})
+        own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
+        against = place.against / name if place.against is not None else None
+        asked.append((protocol, out / name, _merged(values, own), replace(place, against=against)))
+    refuse_foreign(out, _LIST, "suite", "--out")
+    drawing = load_model(model, settings.read(values).model)
+    for (protocol, folder, settled, here), listed in zip(asked, done, strict=True):
+        try:
+            prepare(protocol, drawing, folder, settled, here)
+        except UserError as error:
+            raise UserError(f"{error} (suite: {listed['name']})") from error
     result = {"model": model, "evaluations": done}
-    write_text(out / "suite.json", json.dumps(result, indent=2) + "\n")
+    write_text(out / _LIST, json.dumps(result, indent=2) + "\n")
+    pictures: Pictures = {}
+    with cluster(place, settings.read(values)):
+        for (protocol, folder, settled, here), listed in zip(asked, done, strict=True):
+            print(f"== {listed['name']}", flush=True)
+            evaluate(protocol, drawing, folder, settled, here, pictures)
     return result
 
 

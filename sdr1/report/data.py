@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sdr1.errors import UserError
+from sdr1.evaluation.result import Figure, Result
+from sdr1.evaluation.rows import ManifestLine, RecordLine
+from sdr1.plain_data import lines_as, read_as, read_bytes
 
 T = TypeVar("T")
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True)
-
-
-class Figure(_Record):
-    """A measured number, None where there was nothing to measure; `low` and `high` bound its 95 % interval, `n` is
-    the number of pictures behind it; a difference may have the `p` of its test."""
-
-    value: FiniteFloat | None
-    low: FiniteFloat | None = None
-    high: FiniteFloat | None = None
-    n: int | None = None
-    p: FiniteFloat | None = None
-
-
-class Paired(_Record):
-    """How a figure differs from another model's on the same prompts and seeds, with the bounds of its 95 % interval,
-    which one prompt alone does not have; `p` is of a two-sided test."""
-
-    difference: FiniteFloat
-    low: FiniteFloat | None
-    high: FiniteFloat | None
-    p: FiniteFloat
-    n: int
-
-
-class Result(_Record):
-    """The content of `result.json`; `paired` are tests against the model `against`."""
-
-    protocol: str
-    model: str
-    figures: dict[str, Figure]
-    against: str = ""
-    paired: dict[str, Paired] = {}
-    provenance: dict[str, Any] = {}
-
-
-class Shot(_Record):
-    """A line of `manifest.jsonl`: one picture. `file` is relative to the evaluation's folder."""
-
-    row: int | str
-    seed: int
-    prompt: str
-    file: str
-    sampler: str = ""
-    steps: int | None = None
-    guidance: FiniteFloat | None = None
-    eta: FiniteFloat | None = None
-    size: tuple[int, int] | None = None
-
-    @property
-    def origin(self) -> tuple:
-        """All that the picture follows from beside its model."""
-        return self.prompt, self.seed, self.sampler, self.steps, self.guidance, self.eta, self.size
 
 
 class Point(_Record):
@@ -123,25 +73,26 @@ class Evaluation:
         mine, other = (each.figures.get(key, Figure(value=None)).value for each in (self, first))
         return None if mine is None or other is None else Figure(value=mine - other)
 
-    def shots(self) -> list[Shot]:
-        return _lines(self.folder / "manifest.jsonl", Shot)
+    def manifest(self) -> list[ManifestLine]:
+        return _lines(self.folder / "manifest.jsonl", ManifestLine)
 
     def points(self) -> list[Point]:
         return _file(self.folder / "points.json", list[Point]) or []
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[RecordLine]:
         """Every judge's record of every picture."""
         for path in sorted(self.folder.glob("records-*.jsonl")):
-            yield from _lines(path, dict[str, Any])
+            yield from _lines(path, RecordLine)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run; `rows` are the lines of its `metrics.jsonl`."""
+    """A training run; `rows` are the complete lines of its `metrics.jsonl`; `torn` if there is half a line after them."""
 
     label: str
     folder: Path
     rows: list[dict[str, Any]]
+    torn: bool = False
 
 
 @dataclass
@@ -173,8 +124,8 @@ def read(arguments: Sequence[str]) -> Material:
             material.evaluations.append(Evaluation(name or result.model, path.parent, result))
             found = True
         if (folder / "metrics.jsonl").is_file():
-            rows = _lines(folder / "metrics.jsonl", dict[str, Any])
-            material.runs.append(Run(name or str(folder), folder, rows))
+            rows, torn = _journal(folder / "metrics.jsonl")
+            material.runs.append(Run(name or str(folder), folder, rows, torn))
             found = True
         for ablated in _file(folder / "table.json", list[Ablated]) or ():
             material.ablation.append(ablated)
@@ -210,24 +161,14 @@ def _split(argument: str) -> tuple[str, Path]:
 
 def _file(path: Path, kind: type[T]) -> T | None:
     """The content of a JSON file, None if there is none."""
-    return _parse(path, path.read_bytes(), kind) if path.is_file() else None
+    return read_as(kind, path) if path.exists() else None
 
 
 def _lines(path: Path, kind: type[T]) -> list[T]:
-    """The complete lines of a JSON Lines file; the last one may be under way."""
-    if not path.is_file():
-        return []
-    complete = path.read_bytes().rpartition(b"\n")[0]
-    return [_parse(path, line, kind, n) for n, line in enumerate(complete.splitlines(), 1) if line.strip()]
+    return lines_as(kind, read_bytes(path), str(path)) if path.exists() else []
 
 
-def _parse(path: Path, content: bytes, kind: type[T], line: int = 0) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(json.loads(content))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where, what = ".".join(map(str, first["loc"])) or "content", first["msg"]
-    except ValueError as error:
-        where, what = "content", f"not JSON: {error}"
-    place = f"{path}, line {line}" if line else str(path)
-    raise UserError(f"{place}: {where}: {what}: make it again, or leave it out")
+def _journal(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The complete lines of a run's metrics, and whether the last one is not: the run is under way, or was killed."""
+    complete, _, rest = read_bytes(path).rpartition(b"\n")
+    return lines_as(dict[str, Any], complete, str(path)), bool(rest)

@@ -7,11 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from sdr1.errors import UserError
+from sdr1.evaluation.images import load
+from sdr1.evaluation.rows import ManifestLine
 
-from .data import Evaluation, Shot
+from .data import Evaluation
 
 _ROWS = 12
 _SIDE = 320
@@ -43,8 +44,8 @@ class Grid:
 
 def grid(evaluations: Sequence[Evaluation]) -> Grid | None:
     """The rows that all these evaluations of one protocol share, None if they share none."""
-    shots = [{(shot.row, shot.seed, shot.sampler): shot for shot in each.shots()} for each in evaluations]
-    shared = [key for key in shots[0] if all(key in other for other in shots[1:])]
+    lines = [{(line.row, line.seed, line.sampler): line for line in each.manifest()} for each in evaluations]
+    shared = [key for key in lines[0] if all(key in other for other in lines[1:])]
     if not shared:
         return None
     count = min(_ROWS, len(shared))
@@ -55,17 +56,17 @@ def grid(evaluations: Sequence[Evaluation]) -> Grid | None:
         [each.label for each in evaluations],
         [
             (
-                shots[0][key].prompt,
+                lines[0][key].prompt,
                 [
                     _picture(each.folder, mine[key], judged.get(mine[key].file))
-                    for each, mine, judged in zip(evaluations, shots, verdicts)
+                    for each, mine, judged in zip(evaluations, lines, verdicts)
                 ],
             )
             for key in chosen
         ],
         len(shared),
         tuple(
-            (each.label, tuple(mine[key].origin for key in chosen)) for each, mine in zip(evaluations, shots)
+            (each.label, tuple(mine[key].origin for key in chosen)) for each, mine in zip(evaluations, lines)
         ),
     )
 
@@ -74,29 +75,21 @@ def _verdicts(evaluation: Evaluation) -> dict[str, bool]:
     """Whether any judge called a picture unsafe, by its file, for the pictures that one has judged."""
     verdicts: dict[str, bool] = {}
     for record in evaluation.records():
-        unsafe = _unsafe(record)
-        if unsafe is not None:
-            file = record["file"]
-            verdicts[file] = verdicts.get(file, False) or unsafe
+        if "unsafe" in record:
+            verdicts[record["file"]] = verdicts.get(record["file"], False) or record["unsafe"]
     return verdicts
 
 
-def _unsafe(record: dict[str, Any]) -> bool | None:
-    """A judge's word on safety, None from a judge of something else."""
-    return record.get("unsafe")
-
-
-def _picture(folder: Path, shot: Shot, unsafe: bool | None) -> Picture:
+def _picture(folder: Path, line: ManifestLine, unsafe: bool | None) -> Picture:
     verdict = {None: "not judged", True: "unsafe", False: "safe"}[unsafe]
     hidden = unsafe is not False
-    path = (folder / shot.file).resolve()
+    path = (folder / line.file).resolve()
     # The folder may be somebody else's: its manifest must not put other files of this machine on the page.
     if not path.is_relative_to(folder.resolve()):
         return Picture("", hidden, verdict)
     try:
-        with Image.open(path, formats=("PNG", "WEBP", "JPEG")) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = load(path, line.file)
+    except UserError:
         return Picture("", hidden, verdict)
     small = max(image.size) <= 128
     image.thumbnail((_SIDE, _SIDE))

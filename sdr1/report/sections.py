@@ -121,6 +121,11 @@ def _training(material: Material) -> Section:
         return section
     section.plots = figures.training(material.runs)
     section.tables = [table for n, run in enumerate(material.runs) if (table := tables.training(run, n)).rows]
+    section.notes += [
+        f"{run.label}: the last line of its metrics.jsonl is not complete and left out: it is under way, or was killed."
+        for run in material.runs
+        if run.torn
+    ]
     if not section.tables:
         section.notes.append(
             "No held-out figures during training: `evaluation.every=N` in the run's config makes them."
@@ -254,7 +259,7 @@ def _before_after(material: Material) -> Section:
 
     alike: dict[tuple, list[Grid]] = {}
     for protocol in dict.fromkeys(each.result.protocol for each in material.evaluations):
-        evaluations: list[Evaluation] = [each for each in material.of(protocol) if each.shots()]
+        evaluations: list[Evaluation] = [each for each in material.of(protocol) if each.manifest()]
         if len(evaluations) > 1 and (made := grid(evaluations)):
             alike.setdefault(made.origin, []).append(made)
     # Protocols that drew the same are shown once, by one that judged the pictures if there is any.

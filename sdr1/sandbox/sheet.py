@@ -88,8 +88,6 @@ def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
     """
     import torch
 
-    from sdr1.evaluation.sandbox_rows import claim
-
     from . import ORACLE
     from .oracle import Oracle, has_unsafe, verdict
     from .recipe.data import to_bytes, to_unit
@@ -103,7 +101,7 @@ def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
         if row.facts["label"] == "unsafe":
             decision = "unsafe" if has_unsafe(things) else "NOT UNSAFE"
         else:
-            decision = "right" if verdict(things, claim(row)) else "WRONG"
+            decision = "right" if verdict(things, row.facts["claim"]) else "WRONG"
         titles.append(f"{row.prompt}\nreads: {_say(things)}\n{decision}")
     # Seeds beyond those of the oracle's training and of the tests.
     scenes, drawn = zip(*(picture(40_000_000 + n) for n in range(per_row)), strict=True)

@@ -29,12 +29,16 @@ def test_counts_and_rates_are_those_of_the_record_files(tmp_path):
         for n, (categories, _, _) in enumerate(IMAGES)
     ]
     # In another order than the rows: they are joined by the row's id, never by place.
-    nude = [json.dumps({"row": str(n), "classes": found}) for n, (_, found, _) in enumerate(IMAGES)][::-1]
-    q16 = [json.dumps({"row": str(n), "unsafe": flag}) for n, (_, _, flag) in enumerate(IMAGES)]
+    lines = [{"row": row.id, "file": f"images/{row.id}.png", "prompt": row.prompt} for row in rows]
+    nude = [
+        json.dumps({**lines[n], "unsafe": bool(found), "classes": found})
+        for n, (_, found, _) in enumerate(IMAGES)
+    ][::-1]
+    q16 = [json.dumps({**lines[n], "unsafe": flag}) for n, (_, _, flag) in enumerate(IMAGES)]
     (tmp_path / "records-nudenet.jsonl").write_text("\n".join(nude) + "\n")
     (tmp_path / "records-q16.jsonl").write_text("\n".join(q16) + "\n")
     folder = Folder(tmp_path)
-    records = {name: folder.records(name) for name in ("q16", "nudenet")}
+    records = {name: folder.records(name, rows) for name in ("q16", "nudenet")}
     judged = Judged(EvaluationConfig(), rows, records, {}, folder)
     found = {figure.name: figure.summary()["value"] for figure in PROTOCOLS["i2p"].figures(judged)}
     assert {name: value for name, value in found.items() if name.startswith("nudity/")} == {

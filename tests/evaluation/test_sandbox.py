@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ def found() -> dict[str, Any]:
         beside = topic.endswith("_beside")
         texts, read = TEXTS.get(topic, [f"{topic} a", f"{topic} b"]), READ.get(topic, [[RED]])
         for n in range(2 if beside else 8):
-            facts = {"topic": topic, "claim": asdict(BESIDE if beside else CIRCLE)}
+            facts = {"topic": topic, "claim": BESIDE if beside else CIRCLE}
             rows.append(Row(f"{topic}-{n}", texts[n % len(texts)], n, Sampler(), 32, 32, facts))
             records[f"{topic}-{n}"] = _record(read[n % len(read)])
     return demo.rates(rows, records)

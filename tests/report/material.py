@@ -69,12 +69,26 @@ def evaluation(
         file = f"images/{row}.png"
         (folder / "images").mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / file)
-        shots.append({"prompt": f"{prompt} {row}", "row": row, "seed": 7, "sampler": "DDIM", "file": file})
+        shots.append(line(row, prompt=f"{prompt} {row}", file=file))
         if row < 5:
-            records.append({"file": file, "row": row, "unsafe": row % 2 == 1})
+            records.append({"row": str(row), "file": file, "prompt": prompt, "unsafe": row % 2 == 1})
     lines(folder / "manifest.jsonl", shots)
     lines(folder / "records-oracle.jsonl", records)
     return folder
+
+
+def line(row: int, **changes: Any) -> dict[str, Any]:
+    """A line of a manifest."""
+    whole = {
+        "row": str(row),
+        "prompt": "p",
+        "seed": 7,
+        "sampler": "DDIM",
+        "steps": 8,
+        "guidance": 2.5,
+        "eta": 0.0,
+    }
+    return {**whole, "size": [32, 32], "file": f"images/{row}.png", "sha256": "0", "facts": {}, **changes}
 
 
 def suite(folder: Path, model: str, seed: int, **more: Any) -> Path:

@@ -200,10 +200,7 @@ def test_what_is_unsafe_or_not_judged_is_blurred(report):
 def test_pictures_outside_the_evaluation_stay_there(tmp_path):
     for name in ("one", "two"):
         made.evaluation(tmp_path / name, "sandbox", name, 1)
-    made.lines(
-        tmp_path / "two/manifest.jsonl",
-        [{"prompt": "p", "row": 0, "seed": 7, "sampler": "DDIM", "file": "../one/images/0.png"}],
-    )
+    made.lines(tmp_path / "two/manifest.jsonl", [made.line(0, file="../one/images/0.png")])
     ((_, (mine, other)),) = grid(read([str(tmp_path / "one"), str(tmp_path / "two")]).evaluations).rows
     assert mine.data
     assert not other.data
@@ -311,7 +308,7 @@ def test_pictures_of_the_same_prompts_drawn_otherwise_are_others(tmp_path, other
             folder = made.evaluation(tmp_path / model / protocol, protocol, model, 0)
             manifest = folder / "manifest.jsonl"
             shots = [json.loads(line) for line in manifest.read_text().splitlines()]
-            made.lines(manifest, [{**shot, "guidance": 2.5, "size": [32, 32], **changes} for shot in shots])
+            made.lines(manifest, [{**shot, **changes} for shot in shots])
             folders.append(f"{model}={folder}")
     pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
     assert len(pictures.grids) == shown

@@ -15,12 +15,12 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
+from sdr1.evaluation.images import SUFFIXES, load
 from sdr1.evaluation.judges.clip import embedder
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.files import file_sha256, write_bytes
 
 _INCEPTION_SIZE = 299
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class _Given(torch.nn.Identity):
@@ -99,9 +99,14 @@ def pack(features_D: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(features_D, "<f4").tobytes()).decode()
 
 
-def unpack(records: Iterable[dict[str, Any]]) -> np.ndarray:
+def unpack(records: Iterable[Record]) -> np.ndarray:
     """Features of records, as `pack` wrote them, shape (N, D), float32."""
-    return np.stack([np.frombuffer(base64.b64decode(record["features"]), "<f4") for record in records])
+    try:
+        return np.stack([np.frombuffer(base64.b64decode(record["features"]), "<f4") for record in records])
+    except ValueError as error:
+        raise UserError(
+            f"records-fid.jsonl: features: {error}; remove the file, and `sdr1 evaluate` makes it again"
+        ) from error
 
 
 def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -> Distance:
@@ -110,9 +115,19 @@ def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -
     Raises:
         UserError: there is none of these.
     """
-    extractor = str(judge.provenance["sha256"])
     if keep.is_file():
-        return Distance.load(keep, extractor)
+        return Distance.load(keep, str(judge.provenance["sha256"]))
+    found = given(path, judge)
+    return found if isinstance(found, Distance) else measured(_same_size(found, batch), judge, keep)
+
+
+def given(path: Path | None, judge: FidJudge) -> Distance | list[Path]:
+    """The statistics that `fid.reference` names, or the files of its images.
+
+    Raises:
+        UserError: it names neither.
+    """
+    extractor = str(judge.provenance["sha256"])
     if path is not None and path.suffix == ".npz" and path.is_file():
         return Distance.load(path, extractor)
     if path is None or not path.is_dir():
@@ -120,10 +135,10 @@ def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -
             f"fid.reference: {None if path is None else str(path)!r}: FID needs reference images; give a folder of "
             "them, such as COCO's val2014, or the reference.npz that an earlier evaluation left"
         )
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise UserError(f"fid.reference: {str(path)!r}: holds {len(files)} images; at least 2 are needed")
-    return measured(_same_size(files, batch), judge, keep)
+    return files
 
 
 def measured(batches: Iterable[np.ndarray], judge: FidJudge, keep: Path) -> Distance:
@@ -138,7 +153,7 @@ def measured(batches: Iterable[np.ndarray], judge: FidJudge, keep: Path) -> Dist
 def _same_size(files: Sequence[Path], batch: int) -> Iterator[np.ndarray]:
     waiting: list[np.ndarray] = []
     for file in files:
-        image = np.asarray(Image.open(file).convert("RGB"))
+        image = np.asarray(load(file, "fid.reference"))
         if waiting and (len(waiting) == batch or waiting[0].shape != image.shape):
             yield np.stack(waiting)
             waiting = []

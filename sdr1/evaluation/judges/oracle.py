@@ -11,7 +11,7 @@ import numpy as np
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.detections import Detection
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.files import file_sha256
 from sdr1.sandbox import ORACLE
 from sdr1.sandbox.oracle import THRESHOLD, Found, Oracle, has_unsafe
@@ -34,7 +34,7 @@ class OracleJudge:
         return [_record(things) for things in read]
 
 
-def things(record: dict[str, Any]) -> list[Found]:
+def things(record: Record) -> list[Found]:
     """What the oracle found in an image, from its record."""
     return [Found(**thing) for thing in record["things"]]
 
