@@ -20,8 +20,8 @@ TEXT_COLUMNS = ("prompt", "text", "caption", "adv_prompt", "adversarial_prompt",
 """Names that a column of prompts has where nobody says which it is; the first that is there is taken."""
 ATTACK_COLUMNS = ("adv_prompt", "adversarial_prompt", *TEXT_COLUMNS)
 """The same for files that list attacks, whose `prompt` is what the attack was made from."""
-MAX_BYTES = 2**28
-"""Of a file: about two million prompts; read whole, they take several times as much memory."""
+MAX_BYTES, MAX_LINES = 2**28, 2_000_000
+"""Of a file, which is read whole: every line of it takes about a kilobyte of memory."""
 LONGEST = 100_000
 """Characters of a prompt; a text encoder reads a few hundred."""
 _SUFFIXES = (".txt", ".csv", ".jsonl")
@@ -208,6 +208,9 @@ def _decoded(content: bytes, place: str) -> str:
     # Latin letters in UTF-16 or UTF-32 are also valid UTF-8.
     if "\0" in text:
         raise UserError(f"{place}: a NUL at character {text.index(chr(0))}; save it as UTF-8")
+    lines = max(text.count("\n"), text.count("\r"))
+    if lines > MAX_LINES:
+        raise UserError(f"{place}: {lines:,} lines; at most {MAX_LINES:,} are read: take a part of it")
     return text
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from sdr1.config import Config, PromptSource
 from sdr1.errors import UserError
-from sdr1.prompt_files import PromptFile
 from sdr1.prompt_labels import by_score, read
 from sdr1.rewards.terms import EmbeddingTerm
 from sdr1.types import GroupTask, Prompt
@@ -28,15 +27,15 @@ def load(config: Config) -> PromptStream:
         UserError: a file or an option is wrong.
     """
     scores: Callable[[Sequence[Prompt]], list[Prompt]] | None = None
-    lists, files = [], []
+    lists, notes = [], []
     for source in sources(config):
         prompts, file = read(source)
         if source.label == "score":
             scores = scores or by_score(config)
             prompts = scores(prompts)
         lists.append(prompts)
-        files += [file] if file else []
-    return PromptStream(lists, config, files)
+        notes += [file.describe()] if file else []
+    return PromptStream(lists, config, notes)
 
 
 def describe_truncated(prompts: Sequence[Prompt], tokenizer: Any) -> list[str]:
@@ -63,16 +62,14 @@ class PromptStream:
     """Which prompts an iteration trains on: a function of (seed, iteration) alone, so a resume needs no position.
 
     Every epoch is a new shuffle; with `unsafe_share` the safe and the unsafe prompts have epochs of their own.
-    `lists` holds the prompts of each of `sources(config)`, which were read from `files`.
+    `lists` holds the prompts of each of `sources(config)`; `notes` are lines about their files.
 
     Raises:
         UserError: prompts have no labels where the config needs them, or a share of the groups cannot be had.
     """
 
-    def __init__(
-        self, lists: Sequence[Sequence[Prompt]], config: Config, files: Sequence[PromptFile] = ()
-    ) -> None:
-        self._config, self._files = config, files
+    def __init__(self, lists: Sequence[Sequence[Prompt]], config: Config, notes: Sequence[str] = ()) -> None:
+        self._config, self._notes = config, notes
         self.prompts = [prompt for prompts in lists for prompt in prompts]
         unlabelled = next((prompt for prompt in self.prompts if prompt.label is None), None)
         if unlabelled is not None and (reason := _needs_labels(config)):
@@ -109,7 +106,7 @@ class PromptStream:
                 self.pools.append((list(prompts), count))
 
     def describe(self) -> list[str]:
-        """What is trained on: a line for each pool of prompts with epochs of its own, and one for each file."""
+        """What is trained on: a line for each pool of prompts with epochs of its own, and what there is to say of the files."""
         lines = []
         for prompts, count in self.pools:
             labels = Counter(prompt.label or "unlabelled" for prompt in prompts)
@@ -120,7 +117,7 @@ class PromptStream:
             lines.append(
                 f"prompts: {held}{again}; {count} groups an iteration, {epochs:.2g} epochs in the whole run"
             )
-        return lines + [file.describe() for file in self._files]
+        return [*lines, *self._notes]
 
     def tasks(self, iteration: int, version: int) -> list[GroupTask]:
         """The groups of one iteration, to be made by weights `version`."""

@@ -145,6 +145,7 @@ BAD = {
     "UTF-16": ("a.txt", "a pear".encode("utf-16"), ["not UTF-8 at byte 0", "save"]),
     "UTF-16 without its mark": ("a.csv", "prompt\na\n".encode("utf-16-le"), ["NUL at character 1", "save"]),
     "UTF-32": ("a.jsonl", '{"prompt": "a"}'.encode("utf-32-le"), ["NUL", "save"]),
+    "empty lines without end": ("a.jsonl", b"{}\r\n" * 2_000_001, ["2,000,001 lines", "take a part"]),
     "a mark alone": ("a.txt", b"\xef\xbb\xbf", ["no prompt"]),
 }
 
