@@ -55,9 +55,13 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "learner.ranks=1"
         )
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
-    _make(config.run.directory)
     begin = time.perf_counter()
     with ExitStack() as stack:
+        if not local:
+            from sdr1.distributed.cluster import cores, joined
+
+            stack.enter_context(joined(ray_address, cores(config)))
+        _make(config.run.directory)
         stack.enter_context(full_disk_explained(config.run.directory))
         stack.enter_context(_alone(config.run.directory))
         state = _starting_point(config)

@@ -12,7 +12,7 @@ from ray import ObjectRef
 
 from sdr1.distributed.placement import has_process
 from sdr1.errors import LearnerLost, TrainingError, UserError
-from sdr1.runtime import raise_if_stopped
+from sdr1.runtime import pause, raise_if_stopped
 
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
@@ -64,6 +64,10 @@ class Calls:
         Raises what an actor raised on purpose, and what the callbacks raise.
         """
         raise_if_stopped()
+        if not self._calls:
+            # Ray answers at once that none of none is ready.
+            pause(TICK)
+            return
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK)
         for ref in ready:
             call = self._calls.pop(ref)

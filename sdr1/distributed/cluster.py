@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,11 @@ import ray
 
 from sdr1.config import Config, bounds
 from sdr1.distributed.executor import RayExecutor
-from sdr1.errors import UserError
+from sdr1.errors import UserError, reason
 from sdr1.types import LearnerState
 
+_PATIENCE = 10.0
+"""Seconds in which the machine of an address has to answer."""
 _log = logging.getLogger("sdr1")
 
 
@@ -25,20 +29,26 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     Inside another such block it is that block's.
 
     Raises:
-        UserError: no cluster answers.
+        UserError: no cluster answers, or none can be started here.
     """
     if ray.is_initialized():
         yield
         return
     joins = address or os.environ.get("RAY_ADDRESS")
+    if joins:
+        _probe(joins)
     # A machine with fewer cores than actors runs them all the same, only slower.
     own = {} if joins else {"num_cpus": max(cores, os.cpu_count() or 1), "include_dashboard": False}
     try:
         # "local": without it Ray would join whatever cluster was last started on this machine.
         ray.init(address=joins or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        ray.shutdown()
+        if joins:
+            raise _unreachable(joins, error) from error
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
         raise UserError(
-            f"--ray-address: {joins!r}: no Ray cluster answers there; start one or leave it out"
+            f"TMPDIR: {folder}: Ray cannot start there ({reason(error)}); set it to a short path with room"
         ) from error
     try:
         yield
@@ -46,18 +56,42 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def _probe(address: str) -> None:
+    """Raise UserError when nothing listens there; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> UserError:
+    shown = address if len(address) < 100 else f"{address[:100]}..."
+    return UserError(
+        f"--ray-address: {shown!r}: no Ray cluster answers there ({reason(error)}); start one, or leave "
+        "--ray-address and RAY_ADDRESS out"
+    )
+
+
+def cores(config: Config) -> int:
+    """CPUs that keep every actor of a run busy."""
+    return config.run.threads * (config.learner.ranks + bounds(config.rollout.workers).max)
+
+
 @contextmanager
 def ray_executor(config: Config, address: str | None, state: LearnerState | None) -> Iterator[RayExecutor]:
     """A RayExecutor on the cluster at `address` or RAY_ADDRESS, else on a local one that ends with the run.
 
     Raises:
-        UserError: no cluster answers, or it can never hold the actors asked for.
+        UserError: no cluster answers, or none can be started here.
     """
     warn_of_a_short_life(config.run.directory)
     size = bounds(config.rollout.workers)
     ranks = config.learner.ranks
     needed = config.run.threads * (ranks + size.min)
-    with joined(address, config.run.threads * (ranks + size.max)):
+    with joined(address, cores(config)):
         available = ray.cluster_resources().get("CPU", 0)
         if available < needed:
             # Not an error: an autoscaler may bring them.

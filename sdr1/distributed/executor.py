@@ -20,7 +20,7 @@ from ray import ObjectRef
 from sdr1.checkpoint import newest
 from sdr1.config import Config, bounds
 from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.distributed.calls import Calls, first_line, get, is_lost_object
+from sdr1.distributed.calls import Calls, first_line, get, is_lost_object, raised_on_purpose
 from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.gang import Gang
 from sdr1.distributed.placement import Placement, Waiting, least_cpus
@@ -231,6 +231,7 @@ class RayExecutor:
         Raises:
             LearnerLost: a rank died or stalled, or what it returned is gone.
             ObjectLostError: an argument was gone; the call was not made.
+            UserError: its constructor said so; another one would say the same.
         """
         while not ended:
             self._wait()
@@ -241,7 +242,7 @@ class RayExecutor:
         # Of several ranks one may have got the argument that another could not.
         if is_lost_object(error) and self._config.learner.ranks == 1:
             raise error
-        raise self._learner_lost(first_line(error)) from error
+        raise raised_on_purpose(error) or self._learner_lost(first_line(error)) from error
 
     def _learner_lost(self, reason: str) -> LearnerLost:
         """The error to raise, as long as there is hope.

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from sdr1.config import Config
+from sdr1.errors import reason
 from sdr1.loop import Executor
-from sdr1.runtime import prepare_process
+from sdr1.runtime import pause, prepare_process
 from sdr1.types import GroupTask
 
+_POLL = 0.2
+"""Seconds between looks at the evaluation of the last iteration."""
 _log = logging.getLogger("sdr1")
 
 
@@ -23,7 +31,8 @@ class Evaluator:
 
     Its figures arrive in the journal as `eval/<figure>`, in the row of the iteration during which they were ready;
     `eval/iteration` says whose weights they are of (as a checkpoint counts: iterations applied). Training never waits,
-    except for the last iteration's.
+    except for the last iteration's, for as long as a worker may take for a call. A child that dies or hangs costs the
+    evaluation that it was at.
     """
 
     def __init__(self, config: Config, ready: dict[str, float]) -> None:
@@ -31,11 +40,11 @@ class Evaluator:
         self._pending: Future[dict[str, float]] | None = None
 
     def __enter__(self) -> Evaluator:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._start()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stop()
 
     def accumulated(self, task: GroupTask) -> None:
         pass
@@ -49,22 +58,52 @@ class Evaluator:
         due = done % self._config.evaluation.every == 0 or last
         # On a machine that is too slow for its rhythm evaluations get rarer.
         if due and self._pending is None:
-            self._pending = self._pool.submit(
-                evaluate_weights, self._config, executor.weights().buffer.copy(), done
-            )
+            work = evaluate_weights, self._config, executor.weights().buffer.copy(), done
+            try:
+                self._pending = self._pool.submit(*work)
+            except BrokenProcessPool:
+                # The child died, at work or between two evaluations.
+                self._stop()
+                self._start()
+                self._pending = self._pool.submit(*work)
             self._collect(wait=last)
 
     def _collect(self, wait: bool) -> None:
-        if self._pending is None or not (wait or self._pending.done()):
+        if self._pending is None:
+            return
+        end = time.monotonic() + self._config.run.task_timeout
+        while wait and not self._pending.done() and time.monotonic() < end:
+            pause(_POLL)
+        if not (wait or self._pending.done()):
             return
         pending, self._pending = self._pending, None
         try:
-            self._ready.update(pending.result())
+            self._ready.update(pending.result(timeout=0))
         except Exception as error:
             # Training must not end because its observer did.
-            _log.warning(
-                "an evaluation was lost: %s", (str(error).strip() or repr(error)).split("\n")[0][:200]
-            )
+            _log.warning("an evaluation was lost: %s", reason(error))
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        theirs, self._lifeline = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_end_with_parent, initargs=(theirs,)
+        )
+
+    def _stop(self) -> None:
+        """The child ends now, also in the middle of its work."""
+        self._lifeline.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent(lifeline: Connection) -> None:
+    """End this process when the other end of the pipe closes: by hand, or because the parent was killed."""
+
+    def wait() -> None:
+        lifeline.poll(None)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:

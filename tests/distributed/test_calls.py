@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from sdr1.distributed import calls as module
@@ -23,6 +25,7 @@ def world(monkeypatch):
     world = World()
     world.placed, world.lost = set(), []
     monkeypatch.setattr(module.ray, "wait", lambda *_, **__: ([], []))
+    monkeypatch.setattr(module, "pause", lambda seconds: None)
     monkeypatch.setattr(module, "has_process", lambda actor: actor in world.placed)
     monkeypatch.setattr(module.time, "monotonic", lambda: world.now)
     world.calls = Calls(30.0, 100.0)
@@ -56,3 +59,11 @@ def test_a_rank_does_not_hang_while_another_waits_for_its_place(world):
     world.calls.add("ref", print, world.lost.append, starting=("first", "second"))
     for seconds in range(1000):
         assert not world.at(seconds)
+
+
+def test_waiting_for_nothing_takes_its_time(monkeypatch):
+    """As Ray answers: nothing of nothing is ready, at once."""
+    monkeypatch.setattr(module.ray, "wait", lambda *_, **__: ([], []))
+    begin = time.monotonic()
+    Calls(30.0, 100.0).wait()
+    assert time.monotonic() - begin > module.TICK / 2

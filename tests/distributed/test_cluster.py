@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
+
 from sdr1.distributed.cluster import warn_of_a_short_life
+from sdr1.errors import UserError
+from sdr1.train import train
 
 
 def test_a_run_directory_in_rays_copy_of_a_job_is_warned_of(tmp_path, monkeypatch, caplog):
@@ -15,3 +24,35 @@ def test_a_run_directory_in_rays_copy_of_a_job_is_warned_of(tmp_path, monkeypatc
     assert not caplog.messages
     warn_of_a_short_life(Path("outputs/run"))
     assert caplog.messages[0].startswith("run.directory: outputs/run is inside Ray's copy")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nohost.invalid:6379", "a:b:c", "x" * 3000],
+    ids=lambda address: address[:20],
+)
+def test_an_address_that_nobody_answers_is_one_line_at_once_and_nothing_is_written(small, tmp_path, address):
+    begin = time.monotonic()
+    with pytest.raises(UserError) as caught:
+        train(small(), ray_address=address)
+    assert time.monotonic() - begin < 60, "Ray alone tries for five minutes"
+    assert str(caught.value).startswith(f"--ray-address: '{address[:100]}")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_named_and_nothing_is_written(small, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(small().model_dump(mode="json")))
+    long = tmp_path / ("t" * 90)
+    long.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    found = subprocess.run(
+        [sys.executable, "-m", "sdr1", "train", str(config)],
+        env=environment | {"TMPDIR": str(long)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 2, found.stderr
+    assert f"TMPDIR: {long}: Ray cannot start there" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from sdr1.config import Elastic
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet, _draining_nodes
 from sdr1.distributed.placement import Placement, has_process
-from sdr1.errors import TrainingError
+from sdr1.errors import TrainingError, UserError
 
 
 def stub(start_fails: bool = False, starts: Path | None = None, first_freezes: bool = False) -> type:
@@ -174,6 +174,22 @@ def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):
     fleet = fleet_of(calls, Elastic(min=1, max=1), start_fails=True)
     with pytest.raises(TrainingError, match=r"rollout workers: \d+ died in a row.*no such driver"):
         until(lambda: False, calls, fleet, 120)
+
+
+def test_a_constructor_that_refuses_ends_the_run_at_its_first_word(cluster, tmp_path):
+    starts = tmp_path / "starts"
+
+    class Refuses(stub()):
+        def __init__(self) -> None:
+            with open(starts, "a") as file:
+                file.write("started\n")
+            raise UserError("reward.terms.mine: division by zero; mend the factory")
+
+    calls = Calls(1000.0, 1000.0)
+    fleet = Fleet("workers", Placement.on("cpu", 1, Refuses), Elastic(min=1, max=1), calls, lambda: None)
+    with pytest.raises(UserError, match=r"^reward.terms.mine: division by zero; mend the factory$"):
+        until(lambda: False, calls, fleet, 120)
+    assert starts.read_text() == "started\n"
 
 
 def test_replacements_come_later_and_later(cluster, tmp_path):

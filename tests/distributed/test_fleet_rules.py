@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from sdr1.config import Elastic
 from sdr1.distributed import fleet as module
@@ -84,6 +85,21 @@ def test_a_worker_that_is_asked_while_its_node_drains_ends(fleet, monkeypatch):
     assert worker.actor.killed
     assert worker not in fleet.idle
     assert len(fleet._workers) == 3, "its successor starts"
+
+
+def refusing() -> ray.exceptions.RayActorError:
+    return ray.exceptions.RayActorError(
+        error_msg="The actor died because of an error raised in its creation task, ray::Stub.__init__()\n"
+        "Traceback (most recent call last):\nsdr1.errors.UserError: policy.model: no such folder",
+        actor_init_failed=True,
+    )
+
+
+def test_a_refusal_is_the_worker_s_own_node_s_fault_once_another_has_started(fleet):
+    fleet._start()
+    joiner = next(worker for worker in fleet._workers if worker.node is None)
+    fleet._calls.lose(joiner, refusing())
+    assert len(fleet._due) == 1, "it is replaced like any other"
 
 
 def test_the_wait_before_a_new_start_doubles_up_to_a_bound():
