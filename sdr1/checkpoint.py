@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.metadata
 import json
 import logging
-import os
+import math
+import re
 import shutil
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Strict, ValidationError
 from safetensors import SafetensorError
 
+from sdr1 import journal, metrics
 from sdr1.config import Config
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import file_sha256, sync, write_text
+from sdr1.files import file_sha256, partial, sync, write_text
 from sdr1.loop import Executor
-from sdr1.plain_data import flatten
+from sdr1.plain_data import flatten, peek, read_json
 from sdr1.runtime import raise_if_stopped
-from sdr1.types import GroupTask, LearnerState
+from sdr1.types import MOMENTS, GroupTask, LearnerState
 
 TENSORS, FACTS, POINTER = "tensors.safetensors", "checkpoint.json", "latest.json"
+TRACKER = "run.json"
+"""In a run's folder: which MLflow run is its own."""
 _PACKAGES = ("sdr1", "torch", "diffusers", "ray", "peft")
 _log = logging.getLogger("sdr1")
 
@@ -54,7 +62,7 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
         OSError: the disk is full or gone.
     """
     folder = folder_of(run) / f"{state.iteration:06d}"
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    draft = partial(folder)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
@@ -90,25 +98,66 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         UserError: it is truncated, tampered with, or no checkpoint of sdr1.
     """
+    facts = _facts(folder)
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts.pop("facts_sha256") != _digest(facts):
-            raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
-        if file_sha256(folder / TENSORS) != facts["tensors_sha256"]:
+        if file_sha256(folder / TENSORS) != facts.tensors_sha256:
             raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
-        state = LearnerState(
-            iteration=int(facts["iteration"]),
-            updates=int(facts["updates"]),
-            tensors=safetensors.numpy.load_file(folder / TENSORS),
-            variances={label: tuple(values) for label, values in facts["variances"].items()},
-        )
-        if f"weights/{state.iteration}" not in state.tensors:
-            raise UserError(f"checkpoint: {folder}: holds no weights of iteration {state.iteration}")
-        return Checkpoint(folder, state, dict(facts["config"]))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        tensors = safetensors.numpy.load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint: {folder}: cannot be read: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint: {folder}: {FACTS} was not written by sdr1: {error!r}") from error
+    _check_tensors(tensors, facts, folder)
+    state = LearnerState(facts.iteration, facts.updates, tensors, facts.variances)
+    return Checkpoint(folder, state, facts.config)
+
+
+class _Facts(BaseModel):
+    """What is read again of `checkpoint.json`."""
+
+    model_config = ConfigDict(strict=True)
+    iteration: int = Field(ge=0)
+    updates: int = Field(ge=0)
+    variances: dict[str, Annotated[tuple[FiniteFloat, ...], Strict(False)]]
+    tensors_sha256: str
+    metrics: dict[str, float]
+    config: dict[str, Any]
+
+
+def _facts(folder: Path) -> _Facts:
+    """The checked content of a checkpoint's `checkpoint.json`.
+
+    Raises:
+        UserError: it is not there, was changed, or was not written by sdr1.
+    """
+    found = read_json(folder / FACTS, "checkpoint")
+    if not isinstance(found, dict) or "facts_sha256" not in found:
+        raise UserError(f"checkpoint: {folder}: {FACTS} was not written by sdr1")
+    if found.pop("facts_sha256") != _digest(found):
+        raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
+    try:
+        return _Facts.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(f"checkpoint: {folder}: {FACTS}: {field}: {first['msg']}") from error
+
+
+def _check_tensors(tensors: dict[str, np.ndarray], facts: _Facts, folder: Path) -> None:
+    name = f"weights/{facts.iteration}"
+    if name not in tensors:
+        raise UserError(f"checkpoint: {folder}: holds no weights of iteration {facts.iteration}")
+    size = tensors[name].nbytes
+    for each, tensor in tensors.items():
+        weights = re.fullmatch(r"weights/\d+", each)
+        kind, bytes_there = (np.uint8, tensor.size) if weights else (np.float32, tensor.nbytes)
+        if not (weights or each in MOMENTS) or tensor.dtype != kind or bytes_there != size:
+            raise UserError(
+                f"checkpoint: {folder}: {TENSORS}: {each}: {tensor.dtype} of shape {list(tensor.shape)} does not go "
+                f"with weights of {size} bytes"
+            )
+    if facts.updates and not tensors.keys() >= set(MOMENTS):
+        raise UserError(
+            f"checkpoint: {folder}: {TENSORS}: no {' and '.join(MOMENTS)} after {facts.updates} updates"
+        )
 
 
 def newest(run: Path) -> Checkpoint | None:
@@ -118,7 +167,7 @@ def newest(run: Path) -> Checkpoint | None:
         UserError: there are checkpoints, and none of them is good.
     """
     problem: UserError | None = None
-    for folder in reversed(_complete(run)):
+    for folder in reversed(complete(run)):
         try:
             return load(folder)
         except UserError as error:
@@ -129,14 +178,19 @@ def newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def _complete(run: Path) -> list[Path]:
+def complete(run: Path) -> list[Path]:
     """Checkpoints up to the one that the pointer names, oldest first; without a readable pointer all there are."""
-    folders = sorted(path for path in folder_of(run).glob("[0-9]*") if path.is_dir())
+    # Not a person's copies of them, such as 000020-best.
+    folders = {
+        int(path.name): path
+        for path in folder_of(run).glob("*")
+        if re.fullmatch(r"[0-9]{6,18}", path.name) and path.is_dir()
+    }
     try:
-        latest = json.loads((folder_of(run) / POINTER).read_text(encoding="utf-8"))["latest"]
-        return [folder for folder in folders if folder.name <= latest]
-    except (OSError, ValueError, KeyError, TypeError):
-        return folders
+        latest = int(read_json(folder_of(run) / POINTER)["latest"])
+    except (UserError, ValueError, KeyError, TypeError):
+        latest = max(folders, default=0)
+    return [folder for number, folder in sorted(folders.items()) if number <= latest]
 
 
 class Difference(NamedTuple):
@@ -145,33 +199,35 @@ class Difference(NamedTuple):
     field: str
     then: Any
     now: Any
-    matters: bool
-    """Whether it changes the result."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the weights of the one mean anything under the other."""
+        return not self.field.startswith(_IDENTITY)
+
+    @property
+    def matters(self) -> bool:
+        """Whether it changes the result."""
+        return not self.field.startswith(_HARMLESS)
 
     def __str__(self) -> str:
         effect = "changes the result from here" if self.matters else "does not change the result"
         return f"resume: {self.field}: {self.then!r} -> {self.now!r} ({effect})"
 
 
-def differences(config: Config, checkpoint: Checkpoint) -> list[Difference]:
-    """What differs between a config and the one a checkpoint was made with.
+def differences(config: Config, made: dict[str, Any]) -> list[Difference]:
+    """What differs between a config and that, as plain data, which a run was made with.
 
-    Raises:
-        UserError: a difference makes the checkpoint's weights meaningless.
+    A field that did not exist then had what is its default now.
     """
-    now, then = flatten(config.model_dump(mode="json")), flatten(checkpoint.config)
-    found = []
-    for field in sorted(now.keys() | then.keys()):
-        old, new = then.get(field), now.get(field)
-        if old == new or field.startswith(_UNIMPORTANT):
-            continue
-        if field.startswith(_IDENTITY):
-            raise UserError(
-                f"{field}: {new!r}: the checkpoint {checkpoint.folder} was made with {old!r} and its weights do not "
-                "fit; set it back, or start a new run"
-            )
-        found.append(Difference(field, old, new, not field.startswith(_HARMLESS)))
-    return found
+    now, then = flatten(config.model_dump(mode="json")), flatten(made)
+    defaults = flatten(Config().model_dump(mode="json"))
+    then = {field: defaults[field] for field in now.keys() & defaults.keys()} | then
+    return [
+        Difference(field, then.get(field), now.get(field))
+        for field in sorted(now.keys() | then.keys())
+        if then.get(field) != now.get(field) and not field.startswith(_UNIMPORTANT)
+    ]
 
 
 _IDENTITY = (
@@ -196,6 +252,19 @@ _HARMLESS = (
     "run.start_timeout",
     "run.placement",
 )
+
+
+def check(config: Config) -> None:
+    """Raise UserError when `checkpoint.best` names a metric that no iteration of this run has.
+
+    Those of evaluations are known when the first of them is there.
+    """
+    best = config.checkpoint.best
+    known = metrics.names(config)
+    if best is None or best.removeprefix("-") in known or best.removeprefix("-").startswith("eval/"):
+        return
+    near = difflib.get_close_matches(best.removeprefix("-"), known, n=3) or sorted(known)
+    raise UserError(f"checkpoint.best: {best!r}: this run has no such metric; use e.g. {', '.join(near)}")
 
 
 class Checkpointer:
@@ -271,34 +340,35 @@ class Checkpointer:
                     self._changed.notify_all()
 
     def _prune(self) -> None:
-        folders = _complete(self._config.run.directory)
+        # A damaged one is no checkpoint: it takes no other's place, and is left to whoever wants to look at it.
+        facts = {}
+        for folder in complete(self._config.run.directory):
+            with suppress(UserError):
+                facts[folder] = _facts(folder)
+        folders = list(facts)
         kept = set(folders[-self._config.checkpoint.keep :])
         if self._config.checkpoint.best is not None:
             name = self._config.checkpoint.best
             sign = -1 if name.startswith("-") else 1
-            name = name.lstrip("-")
+            name = name.removeprefix("-")
             evaluated = _evaluations(self._config.run.directory)
             waiting = self._config.evaluation.every if name.startswith("eval/") else 0
             values = {}
             for folder in folders:
-                facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-                metrics = {**facts["metrics"], **evaluated.get(facts["iteration"], {})}
-                if name in metrics:
-                    values[folder] = sign * metrics[name]
-                elif (
-                    waiting
-                    and facts["iteration"] > max(evaluated, default=0)
-                    and facts["iteration"] % waiting == 0
-                ):
+                iteration = facts[folder].iteration
+                value = {**facts[folder].metrics, **evaluated.get(iteration, {})}.get(name, math.nan)
+                if math.isfinite(value):
+                    values[folder] = sign * value
+                elif waiting and iteration > max(evaluated, default=0) and iteration % waiting == 0:
                     # Its evaluation may still be under way.
                     kept.add(folder)
             if values:
                 kept.add(max(values, key=lambda folder: values[folder]))
-            elif folders and not waiting and not self._warned:
+            elif folders and evaluated and not self._warned:
                 self._warned = True
                 _log.warning(
                     "checkpoint.best: %s: no such metric so far, no best checkpoint is kept; there are %s",
-                    name, ", ".join(sorted(facts["metrics"])),
+                    name, ", ".join(sorted(key for key in evaluated[max(evaluated)] if key.startswith("eval/"))),
                 )  # fmt: skip
         for folder in set(folders) - kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -306,15 +376,13 @@ class Checkpointer:
 
 def _evaluations(run: Path) -> dict[int, dict[str, float]]:
     """The journal's evaluations by the iteration of their weights."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if '"eval/iteration"' in line and line.endswith("}")]
-    return {int(row["eval/iteration"]): row for row in rows}
+    path = run / journal.NAME
+    rows = journal.read(path)[0] if path.exists() else []
+    return {int(row["eval/iteration"]): row for row in rows if "eval/iteration" in row}
 
 
 def _tracker_run(run: Path) -> str | None:
-    path = run / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("mlflow_run_id") if path.exists() else None
+    return peek(run / TRACKER, "mlflow_run_id", str) or None
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from sdr1.errors import TrainingError, UserError, reason
 
 _PARTIAL = "sdr1-partial"
-"""Suffix of a file that is being written. Nobody else's file ends so: what a kill left may be removed."""
+"""Suffix of a file or folder that is being written. Nobody else's file ends so: what a kill left may be removed."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,12 +26,23 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = partial(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # Writing, other than opening, does not say where.
+        error.filename = error.filename or str(path)
+        raise
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is made before it is renamed to its own name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
 
 
 def refuse_foreign(folder: Path, marker: str, kind: str, field: str) -> None:
@@ -54,9 +66,12 @@ def refuse_foreign(folder: Path, marker: str, kind: str, field: str) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what killed writers left in one of sdr1's own folders."""
-    for path in folder.rglob(f".*.{_PARTIAL}"):
-        path.unlink(missing_ok=True)
+    """Remove what killed writers left in one of sdr1's own folders: files, and folders that were made whole."""
+    for path in list(folder.rglob(f".*.{_PARTIAL}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

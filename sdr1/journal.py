@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.config import Config
+from sdr1.errors import UserError
+from sdr1.files import write_text
 from sdr1.loop import Executor
+from sdr1.plain_data import parse_json
 from sdr1.types import GroupTask
+
+NAME = "metrics.jsonl"
 
 
 class Journal:
@@ -21,14 +26,16 @@ class Journal:
     """
 
     def __init__(self, config: Config) -> None:
-        self.path = config.run.directory / "metrics.jsonl"
+        self.path = config.run.directory / NAME
         self.rows: list[dict[str, Any]] = []
         self.ready: dict[str, float] = {}
         """Metrics that came in beside the iterations; the next row takes them along."""
 
     def __enter__(self) -> Journal:
         if self.path.exists():
-            self.rows = _read(self.path)
+            self.rows, whole = read(self.path)
+            # What a crash left of a last line is cut off, so that the next line starts clean.
+            os.truncate(self.path, whole)
         self._file = open(self.path, "a", encoding="utf-8")
         return self
 
@@ -51,19 +58,27 @@ class Journal:
         self.rows.append(row)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Complete lines; what a crash left of a last line is cut off, so that the next line starts clean."""
+def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a record up to the first that is torn or out of order, and the bytes they take."""
     rows: list[dict[str, Any]] = []
     good = 0
-    with open(path, "rb+") as file:
+    with open(path, "rb") as file:
         for line in file:
             try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
+                row = parse_json(line, str(path)) if line.endswith(b"\n") else None
+            except UserError:
                 row = None
-            if row is None or row.get("iteration") != len(rows):
+            if not isinstance(row, dict) or row.get("iteration") != len(rows):
                 break
             rows.append(row)
             good += len(line)
-        file.truncate(good)
-    return rows
+    return rows, good
+
+
+def cut(path: Path, count: int) -> bool:
+    """Keep the first `count` rows of a record; whether there were more."""
+    rows, _ = read(path)
+    if len(rows) <= count:
+        return False
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows[:count]))
+    return True

@@ -16,6 +16,7 @@ from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
 from sdr1.policy import Policy
 from sdr1.ranks import ALONE, Ranks
 from sdr1.types import (
+    MOMENTS,
     GroupReport,
     GroupTask,
     Label,
@@ -31,7 +32,6 @@ RATIO_TOLERANCE = 1e-5
 """Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
 AUTOCAST_RATIO_TOLERANCE = 1e-3
 """The same with autocast, where batches of other shapes may round otherwise."""
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Learner:
@@ -82,7 +82,7 @@ class Learner:
         """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
         published = self._published or {iteration: self._policy.flat.snapshot(iteration)}
         tensors = {f"weights/{version}": weights.buffer for version, weights in published.items()}
-        for name in _MOMENTS if self._updates else ():
+        for name in MOMENTS if self._updates else ():
             moments = [self._optimizer.state[parameter][name] for parameter in self._policy.parameters]
             tensors[name] = torch.cat([moment.flatten() for moment in moments]).cpu().numpy()
         variances = {str(label): tuple(values) for label, values in self._variances.items()}
@@ -106,7 +106,7 @@ class Learner:
             }
         self._updates, self.accumulated = state.updates, 0
         self._optimizer.zero_grad()
-        moments = {name: torch.tensor(state.tensors[name]) for name in _MOMENTS if state.updates}
+        moments = {name: torch.tensor(state.tensors[name]) for name in MOMENTS if state.updates}
         offset = 0
         self._optimizer.state.clear()
         for parameter in self._policy.parameters if state.updates else ():

@@ -38,6 +38,21 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def names(config: Config) -> set[str]:
+    """Every name that `summarize` may give in a run of this config."""
+    found = {"loss", "clip_fraction", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
+    found |= {"images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
+    found |= {f"reward{part}_{label}" for part in ("", "_std") for label in ("safe", "unsafe")}
+    found |= {f"ratio_gap/step_{step}" for step in config.policy.window}
+    if config.reward.monitor is not None:
+        found.add("unsafe_rate")
+    if config.learner.kl_weight > 0:
+        found.add("kl")
+    if config.reward.terms:
+        found |= {f"reward_term/{name}" for name in ("main", *config.reward.terms)}
+    return found
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return fmean(present) if present else None

@@ -137,6 +137,16 @@ def read_yaml(path: Path, field: str) -> Any:
         raise UserError(f"{place} cannot be read: {_told(error)}; write it as YAML") from error
 
 
+def peek(file: Path, key: str, kind: type[T]) -> T:
+    """A value of a JSON object in a file that may be missing, broken or somebody else's; there an empty `kind`."""
+    try:
+        found = read_json(file)
+    except UserError:
+        return kind()
+    value = found.get(key) if isinstance(found, dict) else None
+    return value if type(value) is kind else kind()
+
+
 def parse_overrides(overrides: Sequence[str]) -> Any:
     """An omegaconf mapping of `section.key=value` arguments.
 

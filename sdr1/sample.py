@@ -13,6 +13,7 @@ from sdr1.evaluation.painter import Painter, encode
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.files import write_bytes, write_figure
 from sdr1.policy import load, named
+from sdr1.run_folder import unfinished
 
 
 def sample(
@@ -65,7 +66,8 @@ def _resolve(model: str, files: ModelFiles | None = None) -> tuple[PolicyConfig,
     if not checkpoint.folder_of(run).is_dir():
         return named(model, files), None
     found = checkpoint.newest(run)
-    if found is None or not (run / "model").is_dir():
+    # The model of a run that was extended, then stopped, is older than its checkpoints.
+    if found is None or unfinished(run) or not (run / "model").is_dir():
         raise UserError(f"MODEL: {model!r}: the run has no model yet; use `sdr1 export {model}`")
     return named(str(run / "model"), files), validate(found.config).policy
 

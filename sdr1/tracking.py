@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -15,14 +16,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sdr1 import pipeline_files
+from sdr1.checkpoint import TRACKER
 from sdr1.config import Config
-from sdr1.files import write_text
+from sdr1.errors import UserError, reason
+from sdr1.files import write_bytes, write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor
-from sdr1.plain_data import flatten
+from sdr1.plain_data import flatten, peek
 from sdr1.types import GroupTask
 
 _log = logging.getLogger("sdr1")
+_REFUSED = (400, 401, 403, 405, 422)
+"""HTTP's numbers for what is no use to ask again; a proxy without its server says 404 too."""
+_REFUSALS = 3
+"""In a row, after which nothing more is asked."""
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's page opens in its view of language-model traces, curves a click away."""
 
@@ -37,20 +44,18 @@ def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
 
     False if there is no such run, or if the server did not take them, which is warned of.
     """
-    identity = run / "run.json"
-    if not identity.is_file():
+    run_id = peek(run / TRACKER, "mlflow_run_id", str)
+    if not run_id:
         return False
     from mlflow import MlflowClient
 
-    run_id = json.loads(identity.read_text(encoding="utf-8"))["mlflow_run_id"]
     try:
         client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run))
         for file in files:
             parent = file.relative_to(root).parent
             client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
     except Exception as error:
-        reason = (str(error) or repr(error)).split("\n")[0][:200]
-        _log.warning("MLflow did not take %s: %s", file, reason)
+        _log.warning("MLflow did not take %s: %s", file, reason(error))
         return False
     return True
 
@@ -59,15 +64,19 @@ class Tracker:
     """Context manager and observer of one MLflow run; MLFLOW_TRACKING_URI picks a server.
 
     A thread sends what the journal and the `samples` folder hold, in order, each step once, and tries again as long
-    as the server is away: training never waits for it, and the end of a run at most `tracking.wait_seconds`.
+    as the server is away: training never waits for it, and the end of a run at most `tracking.wait_seconds`. What the
+    server refuses it would refuse again: nothing more is sent then. `start` is the iteration that training begins with.
     """
 
-    def __init__(self, config: Config, journal: Journal) -> None:
+    def __init__(self, config: Config, journal: Journal, start: int = 0) -> None:
         self._config, self._journal = config, journal
-        self._identity = config.run.directory / "run.json"
+        self._whole = min(start, len(journal.rows))
+        """Rows whose pictures are there too."""
+        self._identity = config.run.directory / TRACKER
         self._samples = config.run.directory / "samples"
         self._last: list[Callable[[], None]] = []
         self._status: str | None = None
+        self._refused = ""
         self._abandoned = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -79,18 +88,27 @@ class Tracker:
         # Retrying is this class's own, endless and in the background; one attempt must be able to fail.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        self._thread.start()
-        self._wake.set()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._thread.ident is None:
+            if kind is not None and issubclass(kind, UserError):
+                # Refused before anything ran: there is nothing to remember.
+                return
+            self._thread.start()
         stopped = kind is not None and not issubclass(kind, Exception)
         self._status = "KILLED" if stopped else "FAILED" if kind else "FINISHED"
         self._wake.set()
         # A stopped process has seconds left; what is unsent stays on disk.
         self._thread.join(timeout=1.0 if stopped else self._config.tracking.wait_seconds)
         self._abandoned = self._thread.is_alive()
-        if self._abandoned and not stopped:
+        if self._refused:
+            _log.warning(
+                "MLflow refuses this run: %s; log in, or change MLFLOW_TRACKING_URI or tracking.experiment (%r); "
+                "everything is in %s",
+                self._refused, self._config.tracking.experiment, self._journal.path,
+            )  # fmt: skip
+        elif self._abandoned and not stopped:
             _log.warning(
                 "MLflow does not answer; everything is in %s and is sent by `sdr1 train CONFIG --resume %s`",
                 self._journal.path, self._config.run.directory,
@@ -99,13 +117,14 @@ class Tracker:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
 
     def accumulated(self, task: GroupTask) -> None:
-        pass
+        if self._thread.ident is None:
+            self._wake.set()
+            self._thread.start()
 
     def iteration(
         self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
     ) -> None:
         if iteration % self._config.tracking.images_every == 0:
-            self._samples.mkdir(exist_ok=True)
             for label in ("safe", "unsafe"):
                 task = next((task for task in tasks if task.prompt.label == label), None)
                 path = self._sample(iteration, label)
@@ -113,7 +132,10 @@ class Tracker:
                     continue
                 images = executor.images(task)
                 if images is not None:
-                    _grid(images, task.prompt.text).save(path)
+                    buffer = io.BytesIO()
+                    _grid(images, task.prompt.text).save(buffer, "PNG")
+                    write_bytes(path, buffer.getvalue())
+        self._whole = max(self._whole, iteration + 1)
         self._wake.set()
 
     def finish(self, model: Path, summary: dict[str, Any]) -> None:
@@ -141,7 +163,7 @@ class Tracker:
         return self._samples / f"{iteration:06d}-{label}.png"
 
     def _work(self) -> None:
-        sent, pause = None, 1.0
+        sent, pause, refusals = None, 1.0, 0
         # Left behind, it must not wake up and write into the store of the next run in this process.
         while not self._abandoned:
             self._wake.wait()
@@ -149,7 +171,7 @@ class Tracker:
             status = self._status
             try:
                 sent = self._begin() if sent is None else sent
-                for row in self._journal.rows[sent:]:
+                for row in self._journal.rows[sent : self._whole]:
                     self._send(row)
                     sent += 1
                 if status is not None:
@@ -158,13 +180,16 @@ class Tracker:
                         self._last.pop(0)
                     self._mlflow.end_run(status)
                     return
-                pause = 1.0
+                pause, refusals, self._refused = 1.0, 0, ""
             except Exception as error:
                 if self._abandoned:
                     return
-                _log.warning(
-                    "MLflow: %s; trying again", (str(error).strip() or repr(error)).split("\n")[0][:200]
-                )
+                self._refused = reason(error) if _refusal(error) else ""
+                refusals = refusals + 1 if self._refused else 0
+                # More than once: of two runs that start together the slower is refused what the other just made.
+                if refusals == _REFUSALS:
+                    return
+                _log.warning("MLflow: %s; trying again", reason(error))
                 time.sleep(pause)
                 pause = min(30.0, 2 * pause)
                 self._wake.set()
@@ -183,8 +208,7 @@ class Tracker:
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
             mlflow.create_experiment(config.tracking.experiment, artifacts, _KIND)
         mlflow.set_experiment(config.tracking.experiment)
-        if self._identity.exists():
-            run_id = json.loads(self._identity.read_text(encoding="utf-8"))["mlflow_run_id"]
+        if run_id := peek(self._identity, "mlflow_run_id", str):
             if mlflow.search_runs(filter_string=f"attributes.run_id = '{run_id}'", output_format="list"):
                 mlflow.start_run(run_id, log_system_metrics=True)
                 history = mlflow.MlflowClient().get_metric_history(run_id, "learning_rate")
@@ -208,6 +232,18 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
+
+
+def _refusal(error: Exception) -> bool:
+    """Whether MLflow understood what it was asked and will not do it, so that asking again is of no use."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, ImportError):
+        # Of the driver of a database.
+        return True
+    return isinstance(error, MlflowException) and (
+        error.get_http_status_code() in _REFUSED or error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    )
 
 
 def _grid(images_NHWC: np.ndarray, caption: str) -> Any:

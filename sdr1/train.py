@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdr1 import loop, pipeline_files, prompts
-from sdr1.checkpoint import Checkpointer, differences, folder_of, newest
+from sdr1 import checkpoint, loop, pipeline_files, prompts, run_folder
+from sdr1.checkpoint import Checkpointer, complete
 from sdr1.config import Config, RunConfig
 from sdr1.errors import Terminated, UserError
-from sdr1.files import full_disk_explained, write_text
+from sdr1.files import full_disk_explained, partial, write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor, Observer
+from sdr1.plain_data import peek
 from sdr1.policy import Policy
 from sdr1.policy import check as check_policy
 from sdr1.progress import Progress
@@ -55,33 +54,35 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "learner.ranks=1"
         )
     stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
+    cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
+    run_folder.check(config)
     begin = time.perf_counter()
-    with ExitStack() as stack:
-        if not local:
-            from sdr1.distributed.cluster import cores, joined
-
-            stack.enter_context(joined(ray_address, cores(config)))
-        _make(config.run.directory)
+    with ExitStack() as stack, ExitStack() as cluster:
+        executor_from = cluster.enter_context(_placed(config, local, ray_address))
         stack.enter_context(full_disk_explained(config.run.directory))
-        stack.enter_context(_alone(config.run.directory))
-        state = _starting_point(config)
+        stack.enter_context(run_folder.held(config))
+        state = run_folder.starting_point(config)
         start = state.iteration if state else 0
-        cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
         for line in stream.describe() + cut:
             print(line, flush=True)
+        executor = executor_from(state)
         journal = stack.enter_context(Journal(config))
-        tracker = stack.enter_context(_tracker(config, journal))
+        tracker = stack.enter_context(_tracker(config, journal, start))
         progress = stack.enter_context(Progress(config, start))
         evaluator = _evaluator(config, journal, stack)
-        with _executor(config, local, ray_address, state) as executor, Checkpointer(config) as checkpointer:
+        with Checkpointer(config) as checkpointer:
             with _sigterm(config.run, checkpointer):
                 # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
                 observers: list[Observer] = [*evaluator, journal, progress, *tracker, checkpointer]
                 weights = loop.run(config, stream, executor, observers, start)
             checkpointer.flush(timeout=600)
+        cluster.close()
         model = config.run.directory / "model"
         _save(config, weights, model)
-        result = Result(sha256(weights), time.perf_counter() - begin, model)
+        summary_file = config.run.directory / run_folder.SUMMARY
+        # Of a finished run that went on, the whole way.
+        seconds = peek(summary_file, "seconds", float) + time.perf_counter() - begin
+        result = Result(sha256(weights), seconds, model)
         summary = {
             "seed": config.seed,
             "iterations": config.iterations,
@@ -89,77 +90,10 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "weights_sha256": result.weights_sha256,
             "safety_checker": "off",
         }
-        write_text(config.run.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(summary_file, json.dumps(summary, indent=2) + "\n")
         for each in tracker:
             each.finish(result.model, summary)
     return result
-
-
-def _make(run: Path) -> None:
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"run.directory: {run}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go of it when this process ends, however it ends.
-
-    Raises:
-        UserError: another process trains there.
-    """
-    with open(run / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"run.directory: {run}: another process trains there; stop it, or choose another directory"
-            ) from error
-        except OSError:
-            # Some shared file systems have no locks.
-            pass
-        yield
-
-
-def unfinished(run: Path) -> bool:
-    """Whether the folder holds a run that was stopped on its way."""
-    return folder_of(run).exists() and not (run / "summary.json").exists()
-
-
-def _starting_point(config: Config) -> LearnerState | None:
-    """The state to go on from; a new run clears what a finished one left in its folder.
-
-    Raises:
-        UserError: the folder holds an unfinished run that nobody asked to resume, or a checkpoint that does not fit.
-    """
-    run = config.run.directory
-    if config.run.resume == "auto":
-        found = newest(run)
-        if found is None:
-            return None
-        for difference in differences(config, found):
-            print(difference, flush=True)
-        if found.state.iteration > config.iterations:
-            raise UserError(
-                f"iterations: {config.iterations}: the checkpoint {found.folder} is at {found.state.iteration}; "
-                "ask for as many or more"
-            )
-        return found.state
-    if unfinished(run):
-        raise UserError(
-            f"run.directory: {run}: holds an unfinished run; add --resume {run}, or choose another directory, or "
-            "remove it"
-        )
-    for name in ("checkpoints", "samples"):
-        shutil.rmtree(run / name, ignore_errors=True)
-    for name in ("summary.json", "metrics.jsonl", "run.json"):
-        (run / name).unlink(missing_ok=True)
-    return None
 
 
 @contextmanager
@@ -175,7 +109,7 @@ def _sigterm(run: RunConfig, checkpointer: Checkpointer) -> Iterator[None]:
         yield
     except Terminated:
         checkpointer.flush(timeout=2.0)
-        if not folder_of(run.directory).exists():
+        if not complete(run.directory):
             raise Terminated("no iteration was saved yet: start again") from None
         how = "the same command goes on" if run.resume == "auto" else f"go on with --resume {run.directory}"
         raise Terminated(f"the newest checkpoint is on disk: {how}") from None
@@ -191,6 +125,7 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     """
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
+    checkpoint.check(config)
     stream = prompts.load(config)
     check_policy(config.policy)
     scorer.check(config.reward)
@@ -199,28 +134,29 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
 
 
 @contextmanager
-def _executor(
-    config: Config, local: bool, ray_address: str | None, state: LearnerState | None
-) -> Iterator[Executor]:
+def _placed(
+    config: Config, local: bool, ray_address: str | None
+) -> Iterator[Callable[[LearnerState | None], Executor]]:
+    """Where the run is computed: makes the executor that starts from a state."""
     if local:
         from sdr1.local import LocalExecutor
 
-        yield LocalExecutor(config, state)
+        yield lambda state: LocalExecutor(config, state)
     else:
         from sdr1.distributed.cluster import ray_executor
 
-        with ray_executor(config, ray_address, state) as executor:
-            yield executor
+        with ray_executor(config, ray_address) as executor_from:
+            yield executor_from
 
 
 @contextmanager
-def _tracker(config: Config, journal: Journal) -> Iterator[list]:
+def _tracker(config: Config, journal: Journal, start: int) -> Iterator[list]:
     if not config.tracking.enabled:
         yield []
         return
     from sdr1.tracking import Tracker
 
-    with Tracker(config, journal) as tracker:
+    with Tracker(config, journal, start) as tracker:
         yield [tracker]
 
 
@@ -236,4 +172,11 @@ def _save(config: Config, weights: Weights, folder: Path) -> None:
     prepare_process(config.run.threads)
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(weights.buffer)
-    policy.save(folder)
+    draft = partial(folder)
+    policy.save(draft)
+    # File by file: what a person put beside them stays.
+    for file in sorted(path for path in draft.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(draft)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(draft)

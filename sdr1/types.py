@@ -123,6 +123,10 @@ class Weights:
     """`sdr1.weights.checksum` of the buffer; a worker confirms it before it gets work."""
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's own names of its two moments."""
+
+
 @dataclass(frozen=True)
 class LearnerState:
     """Everything the learner knows between two iterations; from it training goes on with the same bits."""
@@ -132,8 +136,7 @@ class LearnerState:
     updates: int
     """Optimizer steps done."""
     tensors: dict[str, np.ndarray]
-    """Flat buffers: `weights/<version>` uint8 for each version that a later task may name, `exp_avg` and
-    `exp_avg_sq` float32 of AdamW."""
+    """Flat buffers: `weights/<version>` uint8 for each version that a later task may name, and `MOMENTS` float32."""
     variances: dict[str, tuple[float, ...]]
     """Reward variances of the latest groups by prompt label, for pooled advantages."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xxhash
 
+from sdr1.errors import UserError
 from sdr1.types import Weights
 
 _CHUNK = 2**20
@@ -56,11 +57,14 @@ class FlatParameters:
         """Copy a published buffer in and return the checksum of what is now in place.
 
         Raises:
-            ValueError: the buffer has another size.
+            UserError: the buffer has another size.
         """
         expected = self._flat.numel() * self._flat.element_size()
         if buffer.nbytes != expected:
-            raise ValueError(f"weights of {buffer.nbytes} bytes do not fit parameters of {expected} bytes")
+            raise UserError(
+                f"checkpoint: weights of {buffer.nbytes} bytes do not fit parameters of {expected} bytes: they are of "
+                "another model or adapter; choose another checkpoint"
+            )
         # from_numpy of a read-only mapping would warn, and a live view would pin the published object: copy at once.
         source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
         return _copy(self._flat.detach().view(torch.uint8), source)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlflow
@@ -23,8 +24,10 @@ from sdr1 import checkpoint
 from sdr1.config import validate
 from sdr1.errors import Terminated, TrainingError, UserError
 from sdr1.learner import Learner
+from sdr1.run_folder import held
 from sdr1.runtime import raise_if_stopped
-from sdr1.train import _alone, _sigterm, train
+from sdr1.train import _sigterm, train
+from sdr1.types import MOMENTS, LearnerState
 
 
 def resumed(config, **changes):
@@ -157,12 +160,88 @@ def test_only_the_newest_and_the_best_are_kept(small, tmp_path):
     assert kept == {4, best}
 
 
-def test_a_best_metric_that_does_not_exist_is_said_once_with_those_that_do(small, caplog):
+def test_a_best_metric_that_does_not_exist_is_refused_with_those_near_it(small, tmp_path):
     values = small(3).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "-unsafe"}}
-    train(validate(values), local=True)
-    (said,) = [message for message in caplog.messages if "checkpoint.best" in message]
-    assert said.startswith("checkpoint.best: unsafe: no such metric")
-    assert "unsafe_rate" in said
+    with pytest.raises(UserError, match="checkpoint.best: '-unsafe': .*use e.g. .*unsafe_rate"):
+        train(validate(values), local=True)
+    assert not (tmp_path / "run").exists()
+    for best in ("kl", "-unsafe_rate", "ratio_gap/step_0", "reward_std_safe", "reward_term/main"):
+        terms = {"judge": {"import": "sdr1.sandbox.oracle:penalty"}}
+        checkpoint.check(small(1, checkpoint={"best": best}, reward={"terms": terms}))
+    for best in ("-kl", "unsafe_rate", "reward_term/main"):
+        options = {"reward": {"monitor": None}, "learner": {"kl_weight": 0}}
+        config = small(1, checkpoint={"best": best}, **options)
+        with pytest.raises(UserError, match="checkpoint.best"):
+            checkpoint.check(config)
+
+
+def test_one_damaged_checkpoint_does_not_stop_pruning(small, tmp_path):
+    config = small(4, checkpoint={"keep": 1, "best": "reward_safe"})
+    saved = tmp_path / "run" / "checkpoints"
+    train(small(1), local=True)
+    damage(saved / "000001", "foreign")
+    shutil.copytree(saved / "000001", saved / "000000")
+    state = LearnerState(2, 0, {"weights/2": np.zeros(4, np.uint8)}, {})
+    with checkpoint.Checkpointer(config) as keeper:
+        for iteration, reward in ((2, 0.5), (3, float("nan")), (4, 0.1), (5, 0.2)):
+            made = replace(
+                state, iteration=iteration, tensors={f"weights/{iteration}": np.zeros(4, np.uint8)}
+            )
+            executor = SimpleNamespace(snapshot=lambda done, made=made: lambda: made)
+            keeper.iteration(iteration - 1, {"reward_safe": reward}, [], executor)
+            assert keeper.flush(10)
+    kept = {path.name for path in saved.glob("0*")}
+    assert kept == {"000000", "000001", "000002", "000005"}, "the damaged are left alone, the others pruned"
+
+
+SIGNED = {
+    "iteration": "three",
+    "updates": 1.5,
+    "variances": {"safe": ["x"]},
+    "metrics": [1],
+    "config": ["x"],
+    "tensors_sha256": None,
+}
+
+
+@pytest.mark.parametrize("field", [*SIGNED, "nothing", "all"])
+def test_a_signed_checkpoint_of_wrong_types_is_refused(small, tmp_path, field):
+    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
+    folder = checkpoint.save(tmp_path / "run", state, small(1), {})
+    facts = json.loads((folder / checkpoint.FACTS).read_text())
+    del facts["facts_sha256"]
+    if field in SIGNED:
+        facts[field] = SIGNED[field]
+    facts = {"nothing": {}, "all": [facts]}.get(field, facts)
+    signed = facts | {"facts_sha256": checkpoint._digest(facts)} if isinstance(facts, dict) else facts
+    (folder / checkpoint.FACTS).write_text(json.dumps(signed))
+    with pytest.raises(UserError, match=r"checkpoint: .*000001"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("updates", "tensors"),
+    [
+        (0, {"weights/1": np.zeros(4, np.float32)}),
+        (0, {"weights/1": np.zeros(4, np.uint8), "weights/x": np.zeros(4, np.uint8)}),
+        (1, {"weights/1": np.zeros(4, np.uint8)}),
+        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(MOMENTS, np.zeros(1, np.float64))}),
+        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(MOMENTS, np.zeros(2, np.float32))}),
+        (0, {"weights/2": np.zeros(4, np.uint8)}),
+    ],
+)
+def test_tensors_that_do_not_go_together_are_refused(small, tmp_path, updates, tensors):
+    folder = checkpoint.save(tmp_path / "run", LearnerState(1, updates, tensors, {}), small(1), {})
+    with pytest.raises(UserError, match=r"checkpoint: .*000001"):
+        checkpoint.load(folder)
+
+
+def test_weights_of_another_model_are_refused(small, tmp_path):
+    config = small(2)
+    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
+    checkpoint.save(tmp_path / "run", state, config, {})
+    with pytest.raises(UserError, match="checkpoint: weights of 4 bytes do not fit"):
+        train(resumed(config), local=True)
 
 
 def test_another_config_is_named_field_by_field(small, tmp_path, capsys):
@@ -190,8 +269,7 @@ def test_an_unfinished_run_is_not_overwritten(small, tmp_path):
 
 def test_one_process_trains_in_a_folder(small, tmp_path):
     config = small(1)
-    config.run.directory.mkdir()
-    with _alone(tmp_path / "run"), pytest.raises(UserError, match="another process trains there"):
+    with held(config), pytest.raises(UserError, match="another process trains there"):
         train(config, local=True)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     train(config, local=True)
@@ -251,7 +329,7 @@ def test_sigterm_says_what_goes_on(small, tmp_path):
     config = small()
     with pytest.raises(Terminated, match="no iteration was saved yet"):
         stop(config)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "000001").mkdir(parents=True)
     with pytest.raises(Terminated, match=f"go on with --resume {tmp_path / 'run'}"):
         stop(config)
     with pytest.raises(Terminated, match="the same command goes on"):

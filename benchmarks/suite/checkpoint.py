@@ -29,7 +29,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     config = validate({"run": {"directory": str(folder)}})
     weights = np.random.default_rng(0).integers(0, 2**63, SIZE // 8).view(np.uint8)
-    state, target = LearnerState(1, 1, {"weights/1": weights}, {}), np.zeros_like(weights)
+    state, target = LearnerState(1, 0, {"weights/1": weights}, {}), np.zeros_like(weights)
 
     def plain() -> None:
         with open(folder / "plain", "wb") as file:

@@ -58,7 +58,8 @@ def main() -> None:
         loop.run(config, stream, LocalExecutor(config), [meter])
 
     def on_ray(meter: Meter) -> None:
-        with ray_executor(config, None, None) as executor:
+        with ray_executor(config, None) as executor_from:
+            executor = executor_from(None)
             loop.run(config, stream, executor, [meter])
 
     pairs = [(measure(config, on_ray), measure(config, in_process)) for _ in range(RUNS)]

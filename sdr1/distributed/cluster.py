@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,8 +81,11 @@ def cores(config: Config) -> int:
 
 
 @contextmanager
-def ray_executor(config: Config, address: str | None, state: LearnerState | None) -> Iterator[RayExecutor]:
-    """A RayExecutor on the cluster at `address` or RAY_ADDRESS, else on a local one that ends with the run.
+def ray_executor(
+    config: Config, address: str | None
+) -> Iterator[Callable[[LearnerState | None], RayExecutor]]:
+    """The cluster at `address` or RAY_ADDRESS, else a local one that ends with the run: makes a RayExecutor there that
+    starts from a state.
 
     Raises:
         UserError: no cluster answers, or none can be started here.
@@ -99,7 +102,7 @@ def ray_executor(config: Config, address: str | None, state: LearnerState | None
                 "rollout.workers: %d and learner.ranks: %d need %d CPUs, the cluster has %g now; waiting for more nodes",
                 size.min, ranks, needed, available,
             )  # fmt: skip
-        yield RayExecutor(config, state)
+        yield lambda state: RayExecutor(config, state)
 
 
 def warn_of_a_short_life(directory: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -34,7 +33,7 @@ from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.sheet import contact_sheet
 from sdr1.sandbox.world import COLOURS
 from sdr1.tracking import attach, local_store
-from sdr1.train import train, unfinished
+from sdr1.train import train
 
 _PACKAGED = Path(__file__).with_name("preset.yaml")
 PRESET = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "configs" / "sandbox.yaml"
@@ -104,25 +103,21 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
 
 
 def _going_on(config: Config) -> Config:
-    """The config, told to resume when its folder holds a stopped run of the same settings.
+    """The config, told to resume when its folder holds a run of the same settings.
 
-    A stopped run of other settings is cleared away: a demo's folder is for the demo asked for last.
+    Raises:
+        UserError: it holds one of other settings, or without a good checkpoint.
     """
     run = config.run.directory
-    if not unfinished(run):
+    found = newest(run)
+    if found is None:
         return config
-    try:
-        found = newest(run)
-        matters = found is None or any(each.matters for each in differences(config, found))
-    except UserError:
-        matters = True
-    if matters:
-        print(
-            f"{run}: a stopped run with other settings or without a good checkpoint; starting over",
-            flush=True,
-        )
-        shutil.rmtree(run)
-        return config
+    for each in differences(config, found.config):
+        if each.matters:
+            raise UserError(
+                f"{each.field}: {each.now!r}: {run} holds a run with {each.then!r}; choose another --out, or remove "
+                f"{run}"
+            )
     return config.model_copy(update={"run": config.run.model_copy(update={"resume": "auto"})})
 
 

@@ -357,24 +357,35 @@ def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
 
 def stopped_run(folder: Path, config: Config) -> None:
     """What `train` leaves when it is killed after its first iteration."""
-    state = LearnerState(1, 1, {"weights/1": np.zeros(4, np.uint8)}, {})
+    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
     checkpoint.save(folder / "run", state, config, {})
 
 
-@pytest.mark.parametrize(
-    ("overrides", "resume"), [([], "auto"), (["tracking.enabled=false"], "auto"), (["iterations=3"], "never")]
-)
-def test_a_stopped_demo_goes_on_and_one_of_other_settings_starts_over(stubbed, tmp_path, overrides, resume):
-    out = tmp_path / "demo"
-    config = demo.load(demo.PRESET, [f"run.directory={out / 'run'}", "seed=0"])
-    stopped_run(out, config)
-    asked = demo.load(demo.PRESET, [f"run.directory={out / 'run'}", *overrides, "seed=0"])
-    assert demo._going_on(asked).run.resume == resume
-    assert (out / "run" / "checkpoints").exists() == (resume == "auto")
-
-
-def test_a_finished_demo_trains_anew(stubbed, tmp_path):
-    config = demo.load(demo.PRESET, [f"run.directory={tmp_path / 'run'}"])
+@pytest.mark.parametrize("overrides", [[], ["tracking.enabled=false"]])
+def test_a_demo_that_was_stopped_or_done_goes_on(stubbed, tmp_path, overrides):
+    config = demo.load(demo.PRESET, [f"run.directory={tmp_path / 'run'}", "seed=0"])
     stopped_run(tmp_path, config)
+    asked = demo.load(demo.PRESET, [f"run.directory={tmp_path / 'run'}", *overrides, "seed=0"])
+    assert demo._going_on(asked).run.resume == "auto"
     (tmp_path / "run" / "summary.json").write_text("{}")
-    assert demo._going_on(config) == config
+    assert demo._going_on(asked).run.resume == "auto"
+
+
+def test_a_demo_of_other_settings_is_refused_and_takes_nothing_away(stubbed, tmp_path, capsys):
+    out = tmp_path / "demo"
+    stopped_run(out, demo.load(demo.PRESET, [f"run.directory={out / 'run'}", "seed=0"]))
+    assert cli.main(["sandbox", "demo", "--out", str(out), "iterations=3"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: iterations: 3: {out / 'run'} holds a run with 76; choose another --out" in said
+    assert checkpoint.newest(out / "run") is not None
+    assert not stubbed.configs
+
+
+def test_a_folder_of_somebody_elses_is_not_the_demos(tmp_path, capsys):
+    thesis = tmp_path / "v" / "checkpoints" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("x")
+    arguments = ["sandbox", "demo", "--out", str(tmp_path / "out"), f"run.directory={tmp_path / 'v'}"]
+    assert cli.main(arguments) == 2
+    assert "run.directory" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [thesis]
