@@ -232,7 +232,7 @@ BAD = {
     ),
     "run directory is a file": (
         ["run.directory={tmp}/plain.txt"],
-        ["run.directory", "plain.txt", "cannot be written", "choose"],
+        ["run.directory", "plain.txt", "cannot be a folder", "choose"],
     ),
     "steps beyond the schedule": (["policy.steps=1001"], ["policy.steps", "1001", "at most"]),
     "a monitor of other pictures": (["policy.size=64"], ["reward.monitor", "64", "reward.monitor=null"]),
