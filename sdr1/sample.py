@@ -34,6 +34,11 @@ def sample(
     Raises:
         UserError: no such model or scheduler.
     """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"--prompt: {text!r}: is not UTF-8 ({error.reason}); write it anew") from error
     trained, origin = _resolve(model, files)
     before = named(base) if base else origin
     sides = {"before": before, "after": trained} if before else {"after": trained}

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file
@@ -136,6 +136,22 @@ def test_an_export_goes_to_a_private_repository_of_the_hub(small, tmp_path, monk
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="RUN: .*holds no checkpoint"):
         export(tmp_path, tmp_path / "out")
+
+
+def test_an_export_onto_another_base_than_the_runs_own_is_refused(small, tmp_path):
+    base = tiny.pipeline(tmp_path / "base")
+    train(small(1, policy={"model": str(base)}), local=True)
+    config = UNet2DConditionModel.load_config(base / "unet")
+    UNet2DConditionModel.from_config(config, layers_per_block=2).save_pretrained(base / "unet")
+    with pytest.raises(UserError, match=r"^RUN: .*do not fit parameters.*is not what it was"):
+        export(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^--prompt: 'a \\udc80': is not UTF-8"):
+        sample("sandbox", ["a \udc80"], [0], tmp_path / "out", Sampler())
+    assert not (tmp_path / "out").exists()
 
 
 def test_before_is_what_the_run_started_from(small, tmp_path):

@@ -59,7 +59,7 @@ def vectors(field: str, path: Path | None) -> torch.Tensor:
     """The vectors in a file.
 
     Raises:
-        UserError: it is missing or holds no plain array.
+        UserError: it is missing or holds no plain array of finite vectors.
     """
     from sdr1.detectors.vectors import read_vectors
 
@@ -68,7 +68,13 @@ def vectors(field: str, path: Path | None) -> torch.Tensor:
             f"{field}: {None if path is None else str(path)!r}: Q16 needs its learned prompt vectors, prompts.p of "
             f"ml-research/Q16 for ViT-L/14, or a .npy of them; give the file with {field}=FILE"
         )
-    return read_vectors(field, path)
+    found = read_vectors(field, path)
+    # With a NaN no image would ever be inappropriate.
+    if not found.isfinite().all() or not found.norm(dim=-1).gt(0).all():
+        raise UserError(
+            f"{field}: {str(path)!r}: holds zeros or what is no number in place of a vector; fetch it again"
+        )
+    return found
 
 
 def flagged(cosines_N2: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdr1.detectors.q16 import vectors
 from sdr1.detectors.vectors import read_vectors
 from sdr1.errors import UserError
 
@@ -96,3 +97,14 @@ def test_what_is_no_array_is_one_line(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match="q16.prompts: "):
         read_vectors("q16.prompts", path)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 0.0])
+def test_vectors_by_which_nothing_would_ever_be_unsafe_are_refused(tmp_path, odd):
+    held = np.ones((2, 3), np.float32)
+    np.save(tmp_path / "a.npy", held)
+    assert torch.equal(vectors("q16.prompts", tmp_path / "a.npy"), torch.ones(2, 3))
+    held[1] = odd
+    np.save(tmp_path / "a.npy", held)
+    with pytest.raises(UserError, match=r"^q16\.prompts: .*no number in place of a vector; fetch"):
+        vectors("q16.prompts", tmp_path / "a.npy")

@@ -60,7 +60,7 @@ def test_q16_is_the_argmax_of_cosines(clip, tmp_path):
     assert [record["unsafe"] for record in records] == [bool(row.argmax()) for row in cosines]
     assert 0 < sum(record["unsafe"] for record in records) < len(records)
     assert len(judge.provenance["sha256"]) == len(judge.provenance["model_sha256"]) == 64
-    path.write_bytes(pickle.dumps(np.zeros((2, 31), np.float32)))
+    path.write_bytes(pickle.dumps(np.ones((2, 31), np.float32)))
     with pytest.raises(UserError, match=r"q16.prompts: .*31.*\(2, 32\)"):
         build("q16", read(settings), "cpu")
 
