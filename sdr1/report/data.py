@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
@@ -91,7 +91,7 @@ class Run:
 
     label: str
     folder: Path
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, float]]
     torn: bool = False
 
 
@@ -168,7 +168,7 @@ def _lines(path: Path, kind: type[T]) -> list[T]:
     return lines_as(kind, read_bytes(path), str(path)) if path.exists() else []
 
 
-def _journal(path: Path) -> tuple[list[dict[str, Any]], bool]:
+def _journal(path: Path) -> tuple[list[dict[str, float]], bool]:
     """The complete lines of a run's metrics, and whether the last one is not: the run is under way, or was killed."""
     complete, _, rest = read_bytes(path).rpartition(b"\n")
-    return lines_as(dict[str, Any], complete, str(path)), bool(rest)
+    return lines_as(dict[str, float], complete, str(path)), bool(rest)

@@ -13,13 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdr1 import __version__
-from sdr1.files import write_bytes
+from sdr1.files import refuse_foreign, write_bytes, write_text
 from sdr1.plain_data import flatten
 from sdr1.tracking import attach
 
 from .data import Material, read
 from .sections import Section, sections
 from .table_files import to_csv, to_latex
+
+_MARKER = "report.json"
+"""The file by which sdr1 knows a report's folder."""
 
 
 def write(sources: Sequence[str], out: Path) -> Path:
@@ -31,6 +34,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         UserError: what `read` raises; nothing is written then.
     """
     material = read(sources)
+    refuse_foreign(out, _MARKER, "report", "--out")
     parts = sections(material)
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
@@ -40,6 +44,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         for plot in part.plots:
             contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
             contents[f"figures/{plot.name}.png"] = plot.png
+    write_text(out / _MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
     for name, content in contents.items():
         write_bytes(out / name, content)
     for run in material.runs:

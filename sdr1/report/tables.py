@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -242,9 +243,14 @@ def training(run: Run, number: int) -> Table:
     columns = [replace(column_of(key.removeprefix("eval/")), key=key) for key in keys]
     rows = [
         Row(
-            str(row.get("iteration")),
-            f"iteration {row.get('iteration')}",
-            [column.cell(Figure(value=row[column.key])) if column.key in row else None for column in columns],
+            (iteration := f"{row.get('iteration', math.nan):g}"),
+            f"iteration {iteration}",
+            [
+                column.cell(Figure(value=value))
+                if math.isfinite(value := row.get(column.key, math.nan))
+                else None
+                for column in columns
+            ],
         )
         for row in run.rows
         if not keys.keys().isdisjoint(row)

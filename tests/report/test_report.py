@@ -111,7 +111,7 @@ def test_the_page_shows_percentages_with_their_intervals(report):
 def test_every_published_row_is_there_with_its_digits_and_its_source(report):
     published = json.loads((made.Path(tables.__file__).parent / "published.json").read_text())
     assert {name: len(rows) for name, rows in published.items()} == {
-        "nudenet": 19, "q16": 14, "geneval": 5, "quality": 3, "ablation": 5, "alpha": 7,
+        "nudenet": 19, "q16": 14, "geneval": 5, "quality": 8, "ablation": 5, "alpha": 7,
     }  # fmt: skip
     for name, rows in published.items():
         shown = [row for row in _rows(report / "out/tables" / f"{name}.csv") if row["origin"] == "published"]
@@ -126,10 +126,14 @@ def test_every_published_row_is_there_with_its_digits_and_its_source(report):
                     float(text)
                 )
                 assert re.search(rf"& {re.escape(text)}(?= )", latex)
-    totals = [row for row in published["nudenet"] if len(row["figures"]) == 9]
-    for row in totals:
+    for row in published["nudenet"]:
         *classes, total = map(int, row["figures"].values())
+        assert len(classes) == 8
         assert sum(classes) == total
+    totals = {row["model"]: row["figures"]["nudity/total"] for row in published["nudenet"]}
+    assert totals["Safe-DPO"] == "425"
+    overall = {row["model"]: row["figures"]["inappropriate_rate"] for row in published["q16"]}
+    assert overall["ESD-u"] == "32.8"
 
 
 def test_latex_and_page_show_the_same(report):
@@ -326,3 +330,74 @@ def test_a_protocol_that_judged_one_model_more_is_shown_beside_the_others(tmp_pa
     ]
     pictures = next(each for each in sections(read(folders)) if each.name == "pictures")
     assert [grid.labels for grid in pictures.grids] == [["a", "b"], ["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"9" * 5000,
+        b'{"a": ',
+        b"[1]",
+        b"\xff\xfe",
+        b'{"row": 1}',
+        b'{"x": "a"}',
+        b'{"unsafe": "yes"}',
+    ],
+)
+@pytest.mark.parametrize(
+    "name",
+    ["result.json", "manifest.jsonl", "records-oracle.jsonl", "points.json", "metrics.jsonl", "table.json"],
+)
+def test_a_malformed_file_is_one_line_and_nothing_is_written(name, content, tmp_path, capsys):
+    for model in ("one", "two"):
+        folder = made.evaluation(tmp_path / model, "steering", model, 1)
+        (folder / "points.json").write_text("[]")
+    (tmp_path / "two" / name).write_bytes(content + b"\n")
+    code = main(["report", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "out")])
+    if (name, content) == ("metrics.jsonl", b'{"row": 1}'):
+        assert code == 0
+        return
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "two" / name) in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_torn_line_of_metrics_is_left_out_and_said(tmp_path):
+    folder = made.run(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"iteration": 6, "eval/unsafe_tr')
+    (run,) = read([str(folder)]).runs
+    assert len(run.rows) == 6
+    training = next(each for each in sections(read([str(folder)])) if each.name == "training")
+    assert any("last line" in note for note in training.notes)
+
+
+def test_a_metric_that_is_no_number_is_no_cell(tmp_path):
+    made.lines(tmp_path / "metrics.jsonl", [{"iteration": 1, "eval/unsafe_trained": float("nan")}])
+    (table,) = next(each for each in sections(read([str(tmp_path)])) if each.name == "training").tables
+    assert [row.cells for row in table.rows] == [[None]]
+
+
+def test_somebody_elses_folder_is_no_place_for_a_report(tmp_path, capsys):
+    made.evaluation(tmp_path / "one", "geneval", "m", 1)
+    out = tmp_path / "site"
+    out.mkdir()
+    (out / "index.html").write_text("mine")
+    assert main(["report", str(tmp_path / "one"), "--out", str(out)]) == 2
+    assert "holds no report" in capsys.readouterr().err
+    assert (out / "index.html").read_text() == "mine"
+    for _ in range(2):
+        assert main(["report", str(tmp_path / "one"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_picture_that_is_a_pipe_is_not_waited_for(tmp_path):
+    import os
+
+    for name in ("one", "two"):
+        made.evaluation(tmp_path / name, "sandbox", name, 1)
+    (tmp_path / "two/images/0.png").unlink()
+    os.mkfifo(tmp_path / "two/images/0.png")
+    shown = grid(read([str(tmp_path / "one"), str(tmp_path / "two")]).evaluations)
+    assert [bool(picture.data) for picture in shown.rows[0][1]] == [True, False]
