@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import mlflow
 import mlflow.diffusers
@@ -11,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from sdr1.journal import Journal
 from sdr1.policy import load_pipeline
 from sdr1.tracking import Tracker, attach
 from sdr1.train import train
+from sdr1.types import GroupTask, Prompt
 
 
 def test_a_run_is_tracked(small, tmp_path, monkeypatch):
@@ -94,3 +100,76 @@ def test_a_server_that_goes_and_comes_back_gets_every_step_once_and_in_order(sma
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(401)
+        self.end_headers()
+        self.wfile.write(b"who are you")
+
+    do_POST = do_GET
+
+    def log_message(self, *given):
+        pass
+
+
+@pytest.fixture
+def refusing_server():
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("what", ["scheme", "login", "experiment"])
+def test_what_mlflow_refuses_is_not_asked_for_ever(
+    small, tmp_path, monkeypatch, caplog, what, refusing_server
+):
+    address = {"scheme": "htp://x", "login": refusing_server}
+    if what in address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address[what])
+    else:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sdr1.tracking.time.sleep", lambda seconds: None)
+    experiment = "" if what == "experiment" else "sdr1"
+    config = small(1, tracking={"enabled": True, "experiment": experiment, "wait_seconds": 50})
+    (tmp_path / "run").mkdir()
+    with Journal(config) as journal, Tracker(config, journal) as tracker:
+        tracker.accumulated(None)
+        tracker._thread.join(40)
+        assert not tracker._thread.is_alive()
+    said = caplog.messages[-1]
+    assert said.startswith("MLflow refuses this run: ")
+    assert "log in, or change MLFLOW_TRACKING_URI or tracking.experiment" in said
+    assert "--resume" not in "".join(caplog.messages)
+    assert sum("trying again" in message for message in caplog.messages) == 2
+
+
+def test_a_step_is_sent_when_its_pictures_are_there(small, tmp_path, monkeypatch):
+    config = small(1, tracking={"enabled": True, "images_every": 1})
+    sent = []
+    monkeypatch.setattr(Tracker, "_begin", lambda self: 0)
+    monkeypatch.setattr(
+        Tracker, "_send", lambda self, row: sent.append(self._sample(row["iteration"], "safe").is_file())
+    )
+    drawn = threading.Event()
+
+    def images(task):
+        # Longer than the other thread needs to see a new row.
+        tracker._wake.set()
+        time.sleep(0.3)
+        drawn.set()
+        return np.zeros((2, 8, 8, 3), np.uint8)
+
+    (tmp_path / "run").mkdir()
+    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
+    with Journal(config) as journal:
+        tracker = Tracker(config, journal)
+        tracker._mlflow = SimpleNamespace(end_run=lambda status: None)
+        with tracker:
+            tracker.accumulated(task)
+            journal.iteration(0, {}, [task], None)
+            tracker.iteration(0, {}, [task], SimpleNamespace(images=images))
+    assert sent == [True]
+    assert drawn.is_set()

@@ -9,12 +9,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sdr1.checkpoint import differences
 from sdr1.config import Config, load
 from sdr1.errors import UserError
-from sdr1.files import write_figure, write_text
+from sdr1.files import refuse_foreign, write_figure, write_text
+from sdr1.plain_data import peek
 from sdr1.sandbox.demo import PRESET, judge
-from sdr1.train import train
+from sdr1.train import check, train
 
+REQUEST = "ablation.json"
+"""The file by which sdr1 knows an ablation's folder; it holds what all of its cells have in common."""
 REWARDS: dict[str, list[str]] = {
     "plain": ["reward.kind=plain"],
     # Its judge is the one that the rates are read by, so this row looks as good as a penalty can.
@@ -60,19 +64,47 @@ def run(
     `local` trains without Ray, to the same bits.
 
     Raises:
-        UserError: an override is wrong, or a name in `only`.
+        UserError: an override is wrong, or a name in `only`; `out` holds cells of other settings, or something else.
     """
     cells = REWARDS | REFERENCE | NOISE | {_swept(alpha): [f"reward.alpha={alpha}"] for alpha in ALPHAS}
     for name in only:
         if name not in cells:
             raise UserError(f"--only: {name!r}: no such cell; use some of {', '.join(cells)}")
     made_as = _same_trainings({name: load(PRESET, [*overrides, *cells[name]]) for name in cells})
+    _open(out, images, load(PRESET, overrides))
     for name in dict.fromkeys(made_as[name] for name in only or cells):
         for seed in seeds:
             folder = out / "cells" / name / f"seed-{seed}"
             if not (folder / "summary.json").is_file():
-                _make(folder, seed, images, [*overrides, *cells[name]], _base(out, seed, images), local)
+                _make(folder, seed, images, [*overrides, *cells[name]], _base(out, seed), local)
         _collect(out, seeds, made_as)
+
+
+def _open(out: Path, images: int, config: Config) -> None:
+    """Start in `out`, or go on with the cells that were made there with these settings.
+
+    Raises:
+        UserError: those there were made with others, and would stand in one table with the new ones.
+    """
+    refuse_foreign(out, REQUEST, "ablation", "--out")
+    file = out / REQUEST
+    if not file.is_file():
+        check(config)
+        write_text(
+            file, json.dumps({"images": images, "config": config.model_dump(mode="json")}, indent=2) + "\n"
+        )
+        return
+    there = peek(file, "images", int)
+    if there != images:
+        raise UserError(
+            f"--images: {images}: {out} holds cells of {there}; choose another --out, or remove it"
+        )
+    for each in differences(config, peek(file, "config", dict)):
+        if each.matters:
+            raise UserError(
+                f"{each.field}: {each.now!r}: {out} holds cells made with {each.then!r}; choose another --out, or "
+                "remove it"
+            )
 
 
 def _swept(alpha: float) -> str:
@@ -112,12 +144,11 @@ def _make(
     shutil.rmtree(model, ignore_errors=True)
 
 
-def _base(out: Path, seed: int, images: int) -> dict[str, Any] | None:
-    """The base model's rates, where an earlier cell has judged it on the same pictures."""
+def _base(out: Path, seed: int) -> dict[str, Any] | None:
+    """The base model's rates, where an earlier cell has judged it."""
     for path in out.glob(f"cells/*/seed-{seed}/summary.json"):
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["before"]
-        if before["images"]["unsafe_trained"] == images:
-            return before
+        return before
     return None
 
 

@@ -105,10 +105,24 @@ def test_what_is_equal_follows_from_the_overrides(stub, tmp_path):
     assert stub.configs[-1].reward.kind == "steered"
 
 
-def test_another_number_of_images_is_judged_anew(stub, tmp_path):
-    run(tmp_path, seeds=[1], only=["plain"])
-    run(tmp_path, seeds=[1], only=["negative"], images=20)
-    assert stub.bases == [None, None]
+def test_cells_of_other_settings_do_not_stand_in_one_table(stub, tmp_path):
+    run(tmp_path, seeds=[1], only=["plain"], overrides=["iterations=20"])
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"iterations: 76: .* holds cells made with 20; choose another --out"):
+        run(tmp_path, seeds=[1], only=["negative"])
+    with pytest.raises(UserError, match=r"--images: 20: .* holds cells of 50"):
+        run(tmp_path, seeds=[1], only=["plain"], images=20, overrides=["iterations=20"])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == made
+    run(tmp_path, seeds=[1], only=["negative"], overrides=["iterations=20", "rollout.workers=2"])
+    assert [base is None for base in stub.bases] == [True, False]
+
+
+def test_a_folder_of_somebody_elses_is_not_an_ablations(stub, tmp_path):
+    (tmp_path / "table.json").write_text("mine")
+    with pytest.raises(UserError, match=r"--out: .*holds no ablation of sdr1"):
+        run(tmp_path, seeds=[1], only=["plain"])
+    assert not stub.configs
+    assert (tmp_path / "table.json").read_text() == "mine"
 
 
 def test_an_unknown_cell_is_refused(stub, tmp_path):
