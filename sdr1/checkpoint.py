@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from sdr1 import journal, metrics
 from sdr1.config import Config
 from sdr1.errors import TrainingError, UserError
-from sdr1.files import file_sha256, partial, sync, write_text
+from sdr1.files import disk_errors, file_sha256, partial, sync, write_text
 from sdr1.loop import Executor
 from sdr1.plain_data import flatten, peek, read_json
 from sdr1.runtime import raise_if_stopped
@@ -66,11 +66,8 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        try:
+        with disk_errors():
             safetensors.numpy.save_file(state.tensors, draft / TENSORS)
-        except SafetensorError as error:
-            # So it calls a full disk.
-            raise OSError(str(error)) from error
         facts = {
             "iteration": state.iteration,
             "updates": state.updates,

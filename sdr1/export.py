@@ -13,7 +13,7 @@ from sdr1.checkpoint import Checkpoint, newest
 from sdr1.config import Config, RewardConfig, validate
 from sdr1.config_text import annotated_yaml
 from sdr1.errors import UserError
-from sdr1.files import write_text
+from sdr1.files import disk_errors, write_text
 from sdr1.plain_data import parse_json, read_json
 from sdr1.policy import Policy
 from sdr1.prompts import sources
@@ -55,7 +55,8 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        _write(policy, part, draft)
+        with disk_errors():
+            _write(policy, part, draft)
         write_text(draft / "README.md", model_card(run, found, config, part))
         draft.rename(out)
     finally:

@@ -17,7 +17,7 @@ from sdr1 import checkpoint, loop, pipeline_files, prompts, run_folder
 from sdr1.checkpoint import Checkpointer, complete
 from sdr1.config import Config, RunConfig
 from sdr1.errors import Terminated, UserError
-from sdr1.files import full_disk_explained, partial, write_text
+from sdr1.files import disk_errors, full_disk_explained, partial, write_text
 from sdr1.journal import Journal
 from sdr1.loop import Executor, Observer
 from sdr1.plain_data import peek
@@ -173,7 +173,8 @@ def _save(config: Config, weights: Weights, folder: Path) -> None:
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(weights.buffer)
     draft = partial(folder)
-    policy.save(draft)
+    with disk_errors():
+        policy.save(draft)
     # File by file: what a person put beside them stays.
     for file in sorted(path for path in draft.rglob("*") if path.is_file()):
         target = folder / file.relative_to(draft)
