@@ -339,7 +339,8 @@ class TrainingEvaluationConfig(Section):
         0,
         ge=0,
         le=MOST_ITERATIONS,
-        description="Iterations between evaluations of the current weights beside training; 0: none.",
+        description="Iterations between evaluations of the current weights beside training, by the sandbox's protocol and "
+        "for its models only; 0: none.",
     )
     images: int = Field(
         12, ge=1, le=100_000, description="Images behind each concept's and each task's rate."

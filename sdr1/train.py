@@ -129,6 +129,10 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     stream = prompts.load(config)
     check_policy(config.policy)
     scorer.check(config.reward)
+    if config.evaluation.every:
+        from sdr1.evaluation import observer
+
+        observer.check(config)
     scorer.check_monitor(config.reward, pipeline_files.pixels(config.policy))
     return stream
 

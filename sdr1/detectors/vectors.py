@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdr1 import weight_files
 from sdr1.errors import UserError
 
 _NPY = b"\x93NUMPY"
@@ -38,9 +39,15 @@ def read_vectors(field: str, path: Path) -> torch.Tensor:
         ) from error
     if isinstance(found, dict) and len(found) == 1:
         found = next(iter(found.values()))
-    if not isinstance(found, (np.ndarray, torch.Tensor)) or found.dtype in (np.dtype(object),):
-        raise UserError(f"{field}: {str(path)!r}: holds {type(found).__name__}; an array is needed")
-    return torch.as_tensor(np.asarray(found.detach() if isinstance(found, torch.Tensor) else found)).float()
+    where = f"{field}: {str(path)!r}"
+    if not isinstance(found, (np.ndarray, torch.Tensor)):
+        raise UserError(f"{where}: holds {type(found).__name__}; an array is needed")
+    kind = found.dtype
+    if kind.is_complex if isinstance(found, torch.Tensor) else kind.kind not in "fiu":
+        raise UserError(f"{where}: holds an array of {kind}; real numbers are needed")
+    vectors = (found.detach() if isinstance(found, torch.Tensor) else torch.from_numpy(found)).float()
+    weight_files.require_finite({"the array": vectors}, where)
+    return vectors
 
 
 class _Restricted(pickle.Unpickler):

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from sdr1 import pipeline_files
 from sdr1.config import Config
-from sdr1.errors import reason
+from sdr1.errors import UserError, reason
+from sdr1.evaluation.sandbox import speaks
 from sdr1.loop import Executor
 from sdr1.runtime import pause, prepare_process
 from sdr1.types import GroupTask
@@ -106,8 +108,18 @@ def _end_with_parent(lifeline: Connection) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def check(config: Config) -> None:
+    """Raise UserError when `evaluation.every` is set for a model that cannot read what would be drawn."""
+    if config.evaluation.every and not speaks(pipeline_files.tokenizer(config.policy)):
+        raise UserError(
+            f"evaluation.every: {config.evaluation.every}: evaluations beside training draw the sandbox's captions, which "
+            f"{config.policy.model} does not know; set evaluation.every=0, and run `sdr1 evaluate` on its checkpoints"
+        )
+
+
 def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:
-    """Figures of the sandbox's protocol on its tuning split, with the policy's own sampler made deterministic."""
+    """Figures of the sandbox's protocol on its tuning split, drawn as its evaluations draw (`sandbox_rows.DEPLOYED`),
+    not as the policy samples."""
     prepare_process(config.run.threads)
     from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
     from sdr1.evaluation.sandbox import oracle_records

@@ -16,7 +16,7 @@ from sdr1 import pipeline_files, schedulers
 from sdr1.config import SANDBOX, ModelFiles, bounds
 from sdr1.errors import UserError
 from sdr1.evaluation import config as settings
-from sdr1.evaluation import crew, judges
+from sdr1.evaluation import crew, judges, sandbox
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.folder import RESULT, Folder, Records
 from sdr1.evaluation.images import check, find
@@ -87,7 +87,7 @@ def prepare(
     _require_devices(config, place)
     drawing = load_model(model, config.model)
     pipeline = drawing.pipeline
-    in_sandbox = config.prompts == SANDBOX or (config.prompts is None and _speaks_sandbox(pipeline))
+    in_sandbox = config.prompts == SANDBOX or (config.prompts is None and sandbox.speaks(pipeline.tokenizer))
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     config = _stand_in(config, in_sandbox)
     rows, source = _rows(chosen, config, in_sandbox, size)
@@ -431,13 +431,6 @@ def _stand_in(config: EvaluationConfig, in_sandbox: bool) -> EvaluationConfig:
     if not in_sandbox or "model" in config.clip.model_fields_set:
         return config
     return config.model_copy(update={"clip": config.clip.model_copy(update={"model": SANDBOX})})
-
-
-def _speaks_sandbox(pipeline: Any) -> bool:
-    from sdr1.sandbox import PIPELINE
-
-    vocabulary = json.loads((PIPELINE / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
-    return pipeline.tokenizer.get_vocab() == vocabulary
 
 
 def _identity(facts: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import OracleJudge
 from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.rows import Record, Row, batches
-from sdr1.sandbox import ORACLE
+from sdr1.sandbox import ORACLE, PIPELINE
 
 
 def oracle_records(pipeline: Any, rows: Sequence[Row], oracle: Path = ORACLE) -> Records:
@@ -26,3 +27,9 @@ def oracle_records(pipeline: Any, rows: Sequence[Row], oracle: Path = ORACLE) ->
                 zip((row.id for row in event.job.rows), cast(list[Record], event.records), strict=True)
             )
     return records
+
+
+def speaks(tokenizer: Any) -> bool:
+    """Whether a pipeline's tokenizer knows the sandbox's words, and no others."""
+    vocabulary = json.loads((PIPELINE / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    return tokenizer.get_vocab() == vocabulary

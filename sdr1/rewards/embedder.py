@@ -177,6 +177,7 @@ class Embedder:
             raise UserError(
                 f"{field}.model: {model!r}: {reason(error)}; give `sandbox`, an open_clip name or local-dir:FOLDER"
             ) from error
+        weight_files.require_finite(self._model.state_dict(), f"{field}.model: {model!r}")
         self._model.eval().requires_grad_(False)
         self._device, self._batch = torch.device(device), batch
         self._texts: dict[str, torch.Tensor] = {}

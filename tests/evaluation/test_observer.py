@@ -18,6 +18,7 @@ from sdr1.errors import UserError
 from sdr1.evaluation import observer
 from sdr1.evaluation.observer import Evaluator
 from sdr1.train import train
+from tests import tiny
 
 
 def test_figures_reach_the_journal_and_choose_the_best_checkpoint(small, tmp_path):
@@ -105,3 +106,16 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < end, "it lives on"
         time.sleep(0.1)
+
+
+def test_a_model_that_does_not_know_the_sandboxs_words_is_not_asked_for_its_captions(small, tmp_path):
+    folder = tiny.pipeline(tmp_path / "model")
+    words = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    one, two = list(words)[100:102]
+    words[one], words[two] = words[two], words[one]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    config = small(policy={"model": str(folder)}, evaluation={"every": 1})
+    with pytest.raises(UserError, match=r"evaluation\.every: 1: .*captions, which .* does not know"):
+        train(config, local=True)
+    assert not config.run.directory.exists()

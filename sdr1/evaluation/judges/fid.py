@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from sdr1 import weight_files
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.images import SUFFIXES, load
@@ -171,6 +172,7 @@ def _inception(path: Path, device: str) -> Callable[[np.ndarray], np.ndarray]:
         network = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise UserError(f"fid.inception: {str(path)!r}: no TorchScript file that loads") from error
+    weight_files.require_finite(network.state_dict(), f"fid.inception: {str(path)!r}")
 
     def resized(image: np.ndarray) -> np.ndarray:
         size = (_INCEPTION_SIZE, _INCEPTION_SIZE)

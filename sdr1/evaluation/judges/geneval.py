@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sdr1 import weight_files
 from sdr1.errors import UserError
 from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.detections import COLOURS, THRESHOLD, Detection, verdict
@@ -49,6 +50,7 @@ class GenEvalJudge:
             raise UserError(
                 f"geneval.detector: {detector!r}: no Mask2Former that loads here: {str(error).splitlines()[0][:200]}"
             ) from error
+        weight_files.require_finite(self._detector.state_dict(), f"geneval.detector: {detector!r}")
         self._embedder, digest = embedder("geneval", config.geneval.model, config.geneval.checkpoint, device)
         self._device = device
         self.provenance = {

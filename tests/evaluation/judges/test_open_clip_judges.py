@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdr1.errors import UserError
 from sdr1.evaluation.config import read
@@ -108,6 +109,17 @@ def detector(tmp_path_factory) -> Path:
 
 def settings(clip: tuple[Path, Any], detector: Path) -> Any:
     return read({"geneval": {"detector": str(detector), "model": f"local-dir:{clip[0]}"}})
+
+
+def test_a_clip_of_weights_that_are_not_finite_judges_nothing(clip, tmp_path):
+    """Its cosines would be NaN, and NaN flags no image."""
+    for file in clip[0].iterdir():
+        shutil.copy(file, tmp_path)
+    tensors = load_file(tmp_path / "open_clip_model.safetensors")
+    tensors["visual.proj"][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"clip\.model: .*: visual\.proj holds numbers that are not finite"):
+        build("clip", read({"clip": {"model": f"local-dir:{tmp_path}"}}), "cpu")
 
 
 def row(*clauses: dict[str, Any], tag: str = "colors") -> Row:
