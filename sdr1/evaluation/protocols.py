@@ -310,8 +310,8 @@ def _fid_ready(judged: Judged) -> None:
     from sdr1.evaluation.judges.fid import FidJudge, given
 
     judge, path = judged.judges.get("fid"), judged.config.fid.reference
-    drawn = path is None and "topic" in judged.rows[0].facts
-    if isinstance(judge, FidJudge) and not drawn and not (judged.folder.path / "reference.npz").is_file():
+    known = "topic" in judged.rows[0].facts or (judged.folder.path / "reference.npz").is_file()
+    if isinstance(judge, FidJudge) and (path is not None or not known):
         given(path, judge)
 
 
@@ -321,11 +321,13 @@ def _fid_figures(judged: Judged) -> list[Figure]:
     judge = judged.judges["fid"]
     assert isinstance(judge, FidJudge)
     keep, path = judged.folder.path / "reference.npz", judged.config.fid.reference
-    if path is None and "topic" in judged.rows[0].facts and not keep.is_file():
+    if path is None and "topic" in judged.rows[0].facts:
         from sdr1.sandbox.world import picture
 
-        drawn = [picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)]
-        distance = measured([np.stack(drawn)], judge, keep)
+        def drawn() -> list[np.ndarray]:
+            return [np.stack([picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)])]
+
+        distance = measured(drawn, judge, keep, "sandbox")
     else:
         distance = reference(path, judge, keep)
     value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +49,15 @@ class Distance(FrechetInceptionDistance):
         # Of singular covariances the root is exact to about 1e-7.
         return max(0.0, float(self.compute()))
 
-    def save(self, path: Path, extractor: str) -> None:
-        """Keep the reference's statistics."""
+    def save(self, path: Path, extractor: str, source: str) -> None:
+        """Keep the reference's statistics; `source` says what images they are of."""
         buffer = io.BytesIO()
-        np.savez(buffer, extractor=extractor, **{name: getattr(self, name).numpy() for name in self._SAVED})
+        np.savez(
+            buffer,
+            extractor=extractor,
+            source=source,
+            **{name: getattr(self, name).numpy() for name in self._SAVED},
+        )
         write_bytes(path, buffer.getvalue())
 
     @classmethod
@@ -111,15 +118,21 @@ def unpack(records: Iterable[Record]) -> np.ndarray:
 
 
 def reference(path: Path | None, judge: FidJudge, keep: Path, batch: int = 32) -> Distance:
-    """The reference: `keep` if it was made before, a .npz of an earlier evaluation, or a folder of images.
+    """The reference: a .npz of an earlier evaluation, or a folder of images, measured unless `keep` is of the same
+    images; None takes `keep`.
 
     Raises:
         UserError: there is none of these.
     """
-    if keep.is_file():
+    if path is None and keep.is_file():
         return Distance.load(keep, str(judge.provenance["sha256"]))
     found = given(path, judge)
-    return found if isinstance(found, Distance) else measured(_same_size(found, batch), judge, keep)
+    if isinstance(found, Distance):
+        return found
+    digest = hashlib.sha256()
+    for file in found:
+        digest.update(f"{file.relative_to(path or file)} {file_sha256(file)}\n".encode())
+    return measured(lambda: _same_size(found, batch), judge, keep, digest.hexdigest())
 
 
 def given(path: Path | None, judge: FidJudge) -> Distance | list[Path]:
@@ -142,12 +155,23 @@ def given(path: Path | None, judge: FidJudge) -> Distance | list[Path]:
     return files
 
 
-def measured(batches: Iterable[np.ndarray], judge: FidJudge, keep: Path) -> Distance:
-    """The reference of RGB uint8 images, each batch (N, H, W, 3); its statistics are saved to `keep`."""
-    features = np.concatenate([judge.features(images) for images in batches])
+def measured(
+    batches: Callable[[], Iterable[np.ndarray]], judge: FidJudge, keep: Path, source: str
+) -> Distance:
+    """The reference of RGB uint8 images, each batch (N, H, W, 3): its statistics are taken from `keep` where they are of
+    the same `source` and extractor, else saved there."""
+    extractor = str(judge.provenance["sha256"])
+    try:
+        with np.load(keep, allow_pickle=False) as held:
+            same = (str(held["extractor"]), str(held["source"])) == (extractor, source)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        same = False
+    if same:
+        return Distance.load(keep, extractor)
+    features = np.concatenate([judge.features(images) for images in batches()])
     found = Distance(features.shape[1])
     found.update(torch.from_numpy(features).double(), real=True)
-    found.save(keep, str(judge.provenance["sha256"]))
+    found.save(keep, extractor, source)
     return found
 
 

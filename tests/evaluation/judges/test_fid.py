@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sdr1.errors import UserError
 from sdr1.evaluation.config import read
@@ -58,7 +59,7 @@ def test_through_clip_it_grows_with_corruption_and_its_statistics_are_kept(tmp_p
     judge = build("fid", read({"clip": {"model": "sandbox"}}), "cpu")
     images = np.stack([picture(50_000 + n)[1] for n in range(120)])
     keep = tmp_path / "reference.npz"
-    first = measured([images[:70], images[70:]], judge, keep)
+    first = measured(lambda: [images[:70], images[70:]], judge, keep, "a")
     rng = np.random.default_rng(0)
 
     def distance(found: Distance, noise: float) -> float:
@@ -72,6 +73,26 @@ def test_through_clip_it_grows_with_corruption_and_its_statistics_are_kept(tmp_p
     judge.provenance["sha256"] = "another"
     with pytest.raises(UserError, match="another feature extractor"):
         reference(None, judge, keep)
+
+
+def test_another_reference_gives_another_distance(tmp_path: Path):
+    judge = build("fid", read({"clip": {"model": "sandbox"}}), "cpu")
+    keep, seen = tmp_path / "reference.npz", []
+    features = judge.features
+    judge.features = lambda images: seen.append(len(images)) or features(images)
+    for name, first in (("one", 0), ("two", 500)):
+        (tmp_path / name).mkdir()
+        for n in range(4):
+            Image.fromarray(picture(first + n)[1]).save(tmp_path / name / f"{n}.png")
+    images = features(np.stack([picture(n)[1] for n in range(4)]))
+    one, again, two, back = (
+        reference(tmp_path / name, judge, keep).of(images) for name in ("one", "one", "two", "one")
+    )
+    assert one == again == back == pytest.approx(0, abs=1e-5)
+    assert two > 0.01
+    assert seen == [4, 4, 4], "what is kept of the same images is not made again"
+    Image.fromarray(picture(900)[1]).save(tmp_path / "one" / "0.png")
+    assert reference(tmp_path / "one", judge, keep).of(images) > 1e-4
 
 
 def test_features_travel_as_text():
