@@ -63,7 +63,7 @@ def scheduler_class(name: str, field: str = "sampler.scheduler") -> Any:
     """
     import diffusers
 
-    found = getattr(diffusers, name, None)
+    found: Any = getattr(diffusers, name, None)
     try:
         # In place of a scheduler whose library is missing diffusers has a class that raises when it is looked at.
         known = name in diffusers.DDIMScheduler._compatibles and hasattr(found, "set_timesteps")

@@ -42,7 +42,7 @@ def read_vectors(field: str, path: Path) -> torch.Tensor:
     where = f"{field}: {str(path)!r}"
     if not isinstance(found, (np.ndarray, torch.Tensor)):
         raise UserError(f"{where}: holds {type(found).__name__}; an array is needed")
-    kind = found.dtype
+    kind: Any = found.dtype
     if kind.is_complex if isinstance(found, torch.Tensor) else kind.kind not in "fiu":
         raise UserError(f"{where}: holds an array of {kind}; real numbers are needed")
     vectors = (found.detach() if isinstance(found, torch.Tensor) else torch.from_numpy(found)).float()
