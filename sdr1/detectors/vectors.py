@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdr1 import weight_files
 from sdr1.errors import UserError
 
 _NPY = b"\x93NUMPY"
@@ -45,9 +44,7 @@ def read_vectors(field: str, path: Path) -> torch.Tensor:
     kind: Any = found.dtype
     if kind.is_complex if isinstance(found, torch.Tensor) else kind.kind not in "fiu":
         raise UserError(f"{where}: holds an array of {kind}; real numbers are needed")
-    vectors = (found.detach() if isinstance(found, torch.Tensor) else torch.from_numpy(found)).float()
-    weight_files.require_finite({"the array": vectors}, where)
-    return vectors
+    return (found.detach() if isinstance(found, torch.Tensor) else torch.from_numpy(found)).float()
 
 
 class _Restricted(pickle.Unpickler):
