@@ -45,13 +45,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     if part in ("lora", "kohya") and config.policy.trainable != "lora":
         raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
     policy = Policy(config.policy, seed=config.seed)
-    try:
-        policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
-    except ValueError as error:
-        raise UserError(
-            f"RUN: {str(run)!r}: {error}: the model that it started from, {config.policy.model}, is not what it was; put "
-            "it back"
-        ) from error
+    policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:

@@ -143,7 +143,7 @@ def test_an_export_onto_another_base_than_the_runs_own_is_refused(small, tmp_pat
     train(small(1, policy={"model": str(base)}), local=True)
     config = UNet2DConditionModel.load_config(base / "unet")
     UNet2DConditionModel.from_config(config, layers_per_block=2).save_pretrained(base / "unet")
-    with pytest.raises(UserError, match=r"^RUN: .*do not fit parameters.*is not what it was"):
+    with pytest.raises(UserError, match="do not fit parameters.*another model"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
