@@ -178,16 +178,18 @@ def _sandbox_figures(judged: Judged) -> list[Figure]:
     safe = [row for task in TASKS for row in by_topic[task]]
     beside = [row for topic in _BESIDE for row in by_topic[topic]]
     return [
-        judged.mean("unsafe_trained", by_topic[TRAINED], judged.unsafe),
+        judged.mean("unsafe_trained", by_topic[TRAINED], judged.unsafe, better="lower"),
         *(
-            judged.mean(f"unsafe_untrained/{concept}", by_topic[concept], judged.unsafe)
+            judged.mean(f"unsafe_untrained/{concept}", by_topic[concept], judged.unsafe, better="lower")
             for concept in UNTRAINED
         ),
-        judged.mean("unsafe_generic", by_topic["generic"], judged.unsafe),
-        *(judged.mean(f"utility/{task}", by_topic[task], right) for task in TASKS),
-        judged.mean("utility/overall", safe, right, strata=[row.facts["topic"] for row in safe]),
-        judged.mean("false_alarm", safe, judged.unsafe),
-        judged.mean("shape_kept", beside, right),
+        judged.mean("unsafe_generic", by_topic["generic"], judged.unsafe, better="lower"),
+        *(judged.mean(f"utility/{task}", by_topic[task], right, better="higher") for task in TASKS),
+        judged.mean(
+            "utility/overall", safe, right, strata=[row.facts["topic"] for row in safe], better="higher"
+        ),
+        judged.mean("false_alarm", safe, judged.unsafe, better="lower"),
+        judged.mean("shape_kept", beside, right, better="higher"),
     ]
 
 
@@ -232,14 +234,16 @@ def _i2p_figures(judged: Judged) -> list[Figure]:
         shown["inappropriate_rate_q16_or_nudenet5"] = lambda row: q16[row.id]["unsafe"] or names(row, STRICT)
     categories = dict.fromkeys(each for row in judged.rows for each in row.facts["categories"])
     for name, outcome in shown.items():
-        figures.append(judged.mean(name, judged.rows, outcome))
+        figures.append(judged.mean(name, judged.rows, outcome, better="lower"))
         for category in categories:
             mine = [row for row in judged.rows if category in row.facts["categories"]]
-            figures.append(judged.mean(f"{name}/{category}", mine, outcome))
+            figures.append(judged.mean(f"{name}/{category}", mine, outcome, better="lower"))
     if nudity is not None:
         table = TABLE if "nudenet" in records else GLYPHS
         counts = {
-            name: judged.mean(f"nudity/{name}", judged.rows, partial(names, classes=[name]), count=True)
+            name: judged.mean(
+                f"nudity/{name}", judged.rows, partial(names, classes=[name]), unit="images", better="lower"
+            )
             for name in table
         }
         # The sum over classes: an image with two of them counts twice.
@@ -247,7 +251,8 @@ def _i2p_figures(judged: Judged) -> list[Figure]:
             "nudity/total",
             judged.rows,
             lambda row: len(nudity[row.id]["classes"].keys() & set(table)),
-            count=True,
+            unit="images",
+            better="lower",
             bounded=False,
         )
         figures += [*counts.values(), total]
@@ -287,9 +292,11 @@ def _geneval_figures(judged: Judged) -> list[Figure]:
 
     tags = [row.facts["metadata"]["tag"] for row in judged.rows]
     return [
-        judged.mean("overall", judged.rows, right, strata=tags),
+        judged.mean("overall", judged.rows, right, strata=tags, better="higher"),
         *(
-            judged.mean(tag, [row for row, other in zip(judged.rows, tags) if other == tag], right)
+            judged.mean(
+                tag, [row for row, other in zip(judged.rows, tags) if other == tag], right, better="higher"
+            )
             for tag in dict.fromkeys(tags)
         ),
     ]
@@ -303,7 +310,16 @@ def _caption_rows(world: World) -> list[Row]:
 
 def _clip_figures(judged: Judged) -> list[Figure]:
     found = judged.records["clip"]
-    return [judged.mean("clip_t", judged.rows, lambda row: found[row.id]["cosine"], bounded=False)]
+    return [
+        judged.mean(
+            "clip_t",
+            judged.rows,
+            lambda row: found[row.id]["cosine"],
+            bounded=False,
+            unit="cosine",
+            better="higher",
+        )
+    ]
 
 
 def _fid_ready(judged: Judged) -> None:
@@ -332,7 +348,7 @@ def _fid_figures(judged: Judged) -> list[Figure]:
         distance = reference(path, judge, keep)
     value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
     fixed = {"value": value, "low": None, "high": None, "n": len(judged.rows)}
-    return [Figure("fid", [], np.zeros(0), [], fixed=fixed)]
+    return [Figure("fid", [], np.zeros(0), [], fixed=fixed, unit="distance", better="lower")]
 
 
 def _attack_rows(world: World) -> list[Row]:
@@ -342,7 +358,7 @@ def _attack_rows(world: World) -> list[Row]:
 
 
 def _attack_figures(judged: Judged) -> list[Figure]:
-    return [judged.mean("attack_success_rate", judged.rows, judged.unsafe)]
+    return [judged.mean("attack_success_rate", judged.rows, judged.unsafe, better="lower")]
 
 
 def _scheduler_rows(world: World) -> list[Row]:
@@ -368,6 +384,7 @@ def _scheduler_figures(judged: Judged) -> list[Figure]:
             f"{name}/unsafe_rate",
             [row for row in judged.rows if row.sampler.scheduler == name],
             judged.unsafe,
+            better="lower",
         )
         for name in dict.fromkeys(row.sampler.scheduler for row in judged.rows)
     ]
@@ -435,6 +452,7 @@ def _steering_figures(judged: Judged) -> list[Figure]:
                         rows,
                         partial(value, field, key),
                         bounded=False,
+                        unit="cosine",
                     )
                 )
         for form, pairs in forms.items():
@@ -446,6 +464,7 @@ def _steering_figures(judged: Judged) -> list[Figure]:
                     [row.id for row, _ in pairs],
                     (scores > 0).astype(float),
                     [row.prompt for row, _ in pairs],
+                    better="higher",
                 )
             )
     # UMAP compiles for half a minute; another judge's records are newer than the map.

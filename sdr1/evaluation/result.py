@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+Unit = Literal["share", "images", "cosine", "distance"]
+"""A share of images or prompts in [0, 1], a number of images, a cosine or a difference of cosines, or a distance."""
+Better = Literal["lower", "higher", ""]
+"""Which way a figure is better, empty where neither is."""
 
 
 class _Part(BaseModel):
@@ -16,6 +21,8 @@ class Figure(_Part):
     the number of pictures behind it; a difference may have the `p` of its test."""
 
     value: FiniteFloat | None
+    unit: Unit
+    better: Better = ""
     low: FiniteFloat | None = None
     high: FiniteFloat | None = None
     n: int | None = None

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sdr1.evaluation.result import Better, Unit
+
 DRAWS, LEVEL = 4000, 0.95
 _CHUNK = 2**22
 
@@ -28,15 +30,24 @@ class Figure:
     prompts: Sequence[str]
     bounded: bool = True
     """Whether every value lies in [0, 1]."""
-    count: bool = False
-    """Report the sum instead of the mean."""
+    unit: Unit = "share"
+    """Of "images" the sum is reported instead of the mean."""
+    better: Better = ""
     strata: Sequence[str] | None = None
     """Report the mean of the strata's means, as GenEval does with its tasks."""
     fixed: dict[str, float | int | None] = field(default_factory=dict)
     """Of a figure that is no mean (FID): value, low, high and n as they are."""
 
-    def summary(self) -> dict[str, float | int | None]:
-        """`value`, `low` and `high` of the 95 % interval, and `n`, the number of images; None of nothing."""
+    @property
+    def count(self) -> bool:
+        return self.unit == "images"
+
+    def summary(self) -> dict[str, float | int | str | None]:
+        """A `result.Figure` as plain data: `value`, `low` and `high` of the 95 % interval, None of nothing; `n`, the
+        number of images; `unit` and `better`."""
+        return {**self._measured(), "unit": self.unit, "better": self.better}
+
+    def _measured(self) -> dict[str, float | int | None]:
         if self.fixed:
             return self.fixed
         n = len(self.values)

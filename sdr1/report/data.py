@@ -68,10 +68,16 @@ class Evaluation:
 
     def change(self, key: str, first: Evaluation) -> Figure | None:
         """This model's figure minus the first one's; with interval and p if the two were tested in pairs."""
+        mine, other = self.figures.get(key), first.figures.get(key)
+        if mine is None:
+            return None
         if self.result.against == first.result.model and (found := self.result.paired.get(key)):
-            return Figure(value=found.difference, low=found.low, high=found.high, n=found.n, p=found.p)
-        mine, other = (each.figures.get(key, Figure(value=None)).value for each in (self, first))
-        return None if mine is None or other is None else Figure(value=mine - other)
+            return Figure(
+                value=found.difference, low=found.low, high=found.high, n=found.n, p=found.p, unit=mine.unit
+            )
+        if other is None or mine.value is None or other.value is None:
+            return None
+        return Figure(value=mine.value - other.value, unit=mine.unit)
 
     def manifest(self) -> list[ManifestLine]:
         return _lines(self.folder / "manifest.jsonl", ManifestLine)

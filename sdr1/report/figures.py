@@ -15,8 +15,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from .data import Ablated, Evaluation, Figure, Point, Run, Swept
-from .tables import RATES, column_of
+from sdr1.evaluation.result import Figure
+
+from .data import Ablated, Evaluation, Point, Run, Swept
+from .tables import RATES, title_of
 
 # Told apart on white and on black, and by readers who do not see red or green.
 _COLOURS = ("#3b7dd8", "#d9662b", "#2a9d72", "#a45fc4", "#b8901c", "#d1477a", "#5a9bb0", "#8a7a66")
@@ -111,7 +113,7 @@ def training(runs: Sequence[Run]) -> list[Plot]:
             continue
         with _plot(f"training-{kind}", title, "iteration", ylabel) as draft:
             for (label, key, points), colour, marker in zip(curves, cycle(_COLOURS), cycle(_MARKERS)):
-                name = column_of(key.removeprefix("eval/")).title
+                name = title_of(key.removeprefix("eval/"))
                 draft.axes.plot(
                     *zip(*points),
                     color=colour,
@@ -169,7 +171,7 @@ def rates(name: str, title: str, evaluations: Sequence[Evaluation]) -> Plot | No
     keys = [
         key
         for key in dict.fromkeys(key for each in evaluations for key in each.figures)
-        if column_of(key).scale == 100
+        if any(key in each.figures and each.figures[key].unit == "share" for each in evaluations)
     ]
     if not keys:
         return None
@@ -194,7 +196,7 @@ def rates(name: str, title: str, evaluations: Sequence[Evaluation]) -> Plot | No
         # What all of them end in says nothing.
         endings = {key.rpartition("/")[2] for key in keys}
         names = [key.rpartition("/")[0] for key in keys] if len(keys) > len(endings) == 1 else keys
-        draft.axes.set_yticks(range(len(keys)), [_label(column_of(name).title) for name in names])
+        draft.axes.set_yticks(range(len(keys)), [_label(title_of(name)) for name in names])
         draft.axes.set_ylim(len(keys) - 0.5, -0.5)
         draft.axes.set_xlim(-2, 102)
     return draft.plot

@@ -6,17 +6,19 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from sdr1.evaluation.result import Better, Figure, Unit
 from sdr1.plain_data import flatten
 
-from .data import Ablated, Evaluation, Figure, Material, Run, Swept
+from .data import Ablated, Evaluation, Material, Run, Swept
 
-Better = Literal["lower", "higher", ""]
+_SCALES: dict[Unit, int] = {"share": 100, "images": 1, "cosine": 1, "distance": 1}
+_DIGITS: dict[Unit, int] = {"share": 1, "images": 0, "cosine": 3, "distance": 3}
 
 
 class Cell(NamedTuple):
@@ -30,17 +32,17 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a table by its key in `result.json`; values are shown times `scale` with so many digits."""
+    """A figure of a table by its key in `result.json`, and its unit; `digits` are the unit's unless they are given."""
 
     key: str
     title: str
+    unit: Unit
     better: Better = ""
-    scale: int = 1
-    digits: int = 2
+    digits: int | None = None
 
     @property
     def heading(self) -> str:
-        return f"{self.title}, %" if self.scale == 100 else self.title
+        return f"{self.title}, %" if self.unit == "share" else self.title
 
     def cell(self, figure: Figure | None, sign: str = "") -> Cell | None:
         """`sign` is "+" for a difference."""
@@ -48,27 +50,29 @@ class Column:
             return None
         parts = []
         if figure.low is not None and figure.high is not None:
-            parts.append(f"{self._show(figure.low, sign)} to {self._show(figure.high, sign)}")
+            low, high = (self._show(bound, figure.unit, sign) for bound in (figure.low, figure.high))
+            parts.append(f"{low} to {high}")
         if figure.p is not None:
             parts.append("p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}")
-        return Cell(figure, self._show(figure.value, sign), tuple(parts))
+        return Cell(figure, self._show(figure.value, figure.unit, sign), tuple(parts))
 
     def published(self, text: str | None) -> Cell | None:
         if text is None:
             return None
-        return Cell(Figure(value=float(Decimal(text) / self.scale)), text)
+        return Cell(Figure(value=float(Decimal(text) / _SCALES[self.unit]), unit=self.unit), text)
 
-    def _show(self, value: float, sign: str = "") -> str:
+    def _show(self, value: float, unit: Unit, sign: str = "") -> str:
+        digits = _DIGITS[unit] if self.digits is None else self.digits
         # Adding nothing makes of a negative zero a plain one.
-        return f"{round(value * self.scale, self.digits) + 0.0:{sign}.{self.digits}f}"
+        return f"{round(value * _SCALES[unit], digits) + 0.0:{sign}.{digits}f}"
 
 
 def percent(key: str, title: str, better: Better = "") -> Column:
-    return Column(key, title, better, scale=100, digits=1)
+    return Column(key, title, "share", better)
 
 
 def count(key: str, title: str, better: Better = "lower") -> Column:
-    return Column(key, title, better, digits=0)
+    return Column(key, title, "images", better)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ GENEVAL = (
     *(percent(task, task.replace("_", " "), "higher") for task in _TASKS),
     percent("overall", "overall", "higher"),
 )
-CLIP_T, FID = Column("clip_t", "CLIP-T", "higher", digits=3), Column("fid", "FID", "lower", digits=3)
+CLIP_T, FID = Column("clip_t", "CLIP-T", "cosine", "higher"), Column("fid", "FID", "distance", "lower")
 RATES = (
     percent("unsafe_trained", "unsafe, trained concept", "lower"),
     percent("unsafe_untrained", "unsafe, other concepts", "lower"),
@@ -130,14 +134,14 @@ RATES = (
 )
 ABLATION = (
     *RATES,
-    Column("clip_t", "CLIP-T", "higher"),
-    Column("mean_unsafe", "mean unsafe", "lower", digits=3),
+    Column("clip_t", "CLIP-T", "cosine", "higher", digits=2),
+    Column("mean_unsafe", "mean unsafe", "cosine", "lower"),
     FID,
 )
 ALPHA = (
     *RATES,
-    Column("reward_safe", "reward, safe prompts", digits=3),
-    Column("reward_unsafe", "reward, unsafe prompts", digits=3),
+    Column("reward_safe", "reward, safe prompts", "cosine"),
+    Column("reward_unsafe", "reward, unsafe prompts", "cosine"),
 )
 _MAIN = (
     ("i2p", count("nudity/total", "I2P nudity, total")),
@@ -149,9 +153,15 @@ _MAIN = (
     ("sandbox", percent("unsafe_generic", "sandbox: unsafe, generic words", "lower")),
     ("sandbox", percent("utility/overall", "sandbox: utility", "higher")),
 )
-_SAFETY = {"unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "false_alarm",
-           "inappropriate_rate", "attack_success_rate"}  # fmt: skip
-_ABILITY = {"utility", "overall", "shape_kept", "leans_safe"}
+_HELD_OUT: dict[str, Better] = {
+    "unsafe_trained": "lower",
+    "unsafe_untrained": "lower",
+    "unsafe_generic": "lower",
+    "false_alarm": "lower",
+    "utility": "higher",
+    "shape_kept": "higher",
+}
+"""The sandbox protocol's figures, all of them shares, which a run's metrics hold as bare numbers."""
 
 
 def compare(
@@ -164,9 +174,14 @@ def compare(
     """
     family = columns[0].key.partition("/")[0]
     known = {column.key for column in columns}
-    measured = [key for protocol in protocols for each in material.of(protocol) for key in each.figures]
-    more = [key for key in dict.fromkeys(measured) if key.startswith(family) and key not in known]
-    columns = [*columns, *map(column_of, more)]
+    measured = {
+        key: figure
+        for protocol in protocols
+        for each in material.of(protocol)
+        for key, figure in each.figures.items()
+    }
+    more = [key for key in measured if key.startswith(family) and key not in known]
+    columns = [*columns, *(column_of(key, measured[key]) for key in more)]
     rows, changes = [], []
     for label in dict.fromkeys(each.label for each in material.evaluations):
         mine = [each for protocol in protocols for each in material.of(protocol) if each.label == label]
@@ -198,8 +213,8 @@ def glance(material: Material) -> Table:
 
 def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table:
     """A row for every figure of a protocol, a column for every model, and the change from the first to the last."""
-    keys = dict.fromkeys(key for each in evaluations for key in each.figures)
-    rows = [_across(key, column_of(key), key, evaluations) for key in keys]
+    figures = {key: figure for each in evaluations for key, figure in each.figures.items()}
+    rows = [_across(key, column_of(key, figure), key, evaluations) for key, figure in figures.items()]
     return Table(name, title, "figure", _models([each.label for each in evaluations]), rows)
 
 
@@ -214,19 +229,18 @@ def _across(name: str, form: Column, key: str, evaluations: Sequence[Evaluation 
 
 def _models(labels: Sequence[str]) -> list[Column]:
     changes = [f"{labels[-1]} minus {labels[0]}"] if len(labels) > 1 else []
-    return [Column(each, each) for each in (*labels, *changes)]
+    # Every row is another figure: what is shown follows from the cells.
+    return [Column(each, each, "images") for each in (*labels, *changes)]
 
 
-def column_of(key: str) -> Column:
-    """How a figure is shown whose table has no column of its own for it: a rate unless its name says otherwise."""
-    title = ": ".join(_words(part) for part in key.split("/"))
-    last = key.rpartition("/")[2]
-    if last in ("clip_t", "fid", "reward_safe", "reward_unsafe") or {"reward", "score"} & set(key.split("/")):
-        return Column(key, title, digits=3)
-    if key.startswith("nudity/") or "/nudity/" in key:
-        return count(key, title)
-    parts = set(key.split("/"))
-    return percent(key, title, "lower" if parts & _SAFETY else "higher" if parts & _ABILITY else "")
+def column_of(key: str, figure: Figure) -> Column:
+    """How a figure is shown whose table has no column of its own for it."""
+    return Column(key, title_of(key), figure.unit, figure.better)
+
+
+def title_of(key: str) -> str:
+    """A figure's name as people say it."""
+    return ": ".join(_words(part) for part in key.split("/"))
 
 
 def _words(part: str) -> str:
@@ -240,13 +254,16 @@ def _words(part: str) -> str:
 def training(run: Run, number: int) -> Table:
     """The held-out figures at the run's checkpoints, as far as it evaluated any: `eval/...` of its metrics."""
     keys = dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/"))
-    columns = [replace(column_of(key.removeprefix("eval/")), key=key) for key in keys]
+    columns = [
+        percent(key, title_of(name := key.removeprefix("eval/")), _HELD_OUT.get(name.partition("/")[0], ""))
+        for key in keys
+    ]
     rows = [
         Row(
             (iteration := f"{row.get('iteration', math.nan):g}"),
             f"iteration {iteration}",
             [
-                column.cell(Figure(value=value))
+                column.cell(Figure(value=value, unit=column.unit))
                 if math.isfinite(value := row.get(column.key, math.nan))
                 else None
                 for column in columns
@@ -264,7 +281,7 @@ def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], column
         Row(
             entry.name,
             entry.name,
-            [column.cell(_over_seeds(getattr(entry, column.key, None))) for column in columns],
+            [column.cell(_over_seeds(getattr(entry, column.key, None), column.unit)) for column in columns],
             f"mean of {len(entry.utility)} seeds, their lowest to highest",
         )
         for entry in entries
@@ -304,7 +321,8 @@ def setup(evaluation: Evaluation) -> str:
     return ", ".join([*parts, *([f"n up to {max(counts)}"] if counts else [])])
 
 
-def _over_seeds(values: Sequence[float] | None) -> Figure | None:
+def _over_seeds(values: Sequence[float] | None, unit: Unit) -> Figure | None:
     if not values:
         return None
-    return Figure(value=sum(values) / len(values), low=min(values), high=max(values), n=len(values))
+    n = len(values)
+    return Figure(value=sum(values) / n, low=min(values), high=max(values), n=n, unit=unit)

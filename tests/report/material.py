@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,13 @@ def evaluation(
     figures = {}
     for name in FIGURES[protocol]:
         value = float(rng.uniform(0.2, 0.8))
+        unit = {"clip_t": "cosine", "fid": "distance", "alpha=1/reward/safe": "cosine"}.get(name, "share")
+        better = "higher" if re.search("utility|shape_kept|leans_safe|clip_t", name) else "lower"
         figures[name] = {"value": value, "low": value - 0.11, "high": value + 0.13, "n": 6}
+        figures[name] |= {"unit": unit, "better": better}
         if name.startswith("nudity/"):
             figures[name] = {"value": int(rng.integers(99)), "low": None, "high": None, "n": 6}
+            figures[name] |= {"unit": "images", "better": "lower"}
     result: dict[str, Any] = {
         "protocol": protocol,
         "model": model,

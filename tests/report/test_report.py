@@ -344,6 +344,7 @@ def test_a_protocol_that_judged_one_model_more_is_shown_beside_the_others(tmp_pa
         b'{"x": "a"}',
         b'{"unsafe": "yes"}',
     ],
+    ids=["brackets", "digits", "torn", "list", "bytes", "row", "x", "yes"],
 )
 @pytest.mark.parametrize(
     "name",
@@ -401,3 +402,15 @@ def test_a_picture_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "two/images/0.png")
     shown = grid(read([str(tmp_path / "one"), str(tmp_path / "two")]).evaluations)
     assert [bool(picture.data) for picture in shown.rows[0][1]] == [True, False]
+
+
+def test_a_cell_is_shown_in_its_figures_unit_whatever_its_name_is(tmp_path):
+    units = {"share": "50.0", "images": "0", "cosine": "0.500", "distance": "0.500"}
+    figures = {f"fid/{unit}": {"value": 0.5, "unit": unit, "better": "higher"} for unit in units}
+    made.write(tmp_path / "result.json", {"protocol": "new", "model": "m", "figures": figures})
+    (table,) = next(each for each in sections(read([str(tmp_path)])) if each.name == "other-0").tables
+    assert {row.key: row.cells[0].text for row in table.rows} == {
+        f"fid/{unit}": text for unit, text in units.items()
+    }
+    assert {row.better for row in table.rows} == {"higher"}
+    assert [row.label.endswith(", %") for row in table.rows] == [True, False, False, False]
