@@ -220,8 +220,8 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
         message = str(first["ctx"]["error"])
         return (message if not field or message.startswith(field) else f"{field}: {message}") + more
     if first["type"] == "extra_forbidden":
-        if isinstance(first["input"], dict) and first["input"]:
-            field = f"{field}.{next(iter(flatten(first['input'])))}"
+        inner = next(iter(flatten(first["input"])), None) if isinstance(first["input"], dict) else None
+        field = f"{field}.{inner}" if inner else field
         return f"{shown(field)[1:-1]}: unknown key; close to it: {_close_keys(field, model)}{more}"
     if first["type"] == "odd_value":
         name, problem = first["ctx"]["name"], first["ctx"]["problem"]

@@ -93,6 +93,7 @@ BAD = [
     # what is wrong, in the file, in overrides; field, value and a piece of the fix that the line must hold
     ("unknown key", "learner: {leraning_rate: 1}", [], ["learner.leraning_rate", "learner.learning_rate"]),
     ("unknown key as override", "", ["rollout.gruop_size=4"], ["rollout.gruop_size", "rollout.group_size"]),
+    ("section misspelt and empty", "", ["polcy.lora={}"], ["polcy: unknown key"]),
     ("wrong type", "iterations: many", [], ["iterations", "'many'", "integer"]),
     ("section that is no section", "learner: 3", [], ["learner", "3", "dictionary"]),
     ("group size 1", "rollout: {group_size: 1}", [], ["rollout.group_size", "1", "2"]),

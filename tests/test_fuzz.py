@@ -1,0 +1,429 @@
+"""Malformed inputs of every class, drawn at random: each ends in one line and exit code 2, and nothing is written.
+
+`FUZZ=20 pytest tests/test_fuzz.py` draws twenty times as many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+from sdr1 import cli
+from sdr1.config import Config, load
+from sdr1.evaluation.config import EvaluationConfig
+from sdr1.plain_data import describe
+from sdr1.sandbox import PIPELINE
+from tests import tiny
+
+SMOKE = Path(__file__).parents[1] / "configs" / "sandbox-smoke.yaml"
+ROUNDS = int(os.environ.get("FUZZ", "1"))
+SECONDS, BYTES = 20, 3 * 2**30
+"""What one input may take: far more than any needs here, far less than work without end."""
+
+Drawn = list[str]
+"""Arguments of the command line."""
+Case = Callable[[random.Random, Path], Drawn]
+
+
+class Accepted(BaseException):
+    """The input was taken for good and work would begin."""
+
+
+class TooSlow(BaseException):
+    """The input took more time than it may."""
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """A time limit, and an address space that may grow by `BYTES`."""
+
+    def stop(*_: Any) -> None:
+        raise TooSlow(f"after {SECONDS} s")
+
+    pages = (
+        int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else None
+    )
+    before, most = resource.getrlimit(resource.RLIMIT_AS)
+    timed = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGALRM, stop) if timed else None
+    try:
+        if pages is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, most))
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_AS, (before, most))
+
+
+def snapshot(folder: Path) -> set[tuple]:
+    return {
+        (
+            str(path.relative_to(folder)),
+            path.lstat().st_size,
+            path.lstat().st_mtime_ns if path.is_file() else 0,
+        )
+        for path in folder.rglob("*")
+    }
+
+
+ODD: list[Any] = [
+    None, True, "yes", -1, 0, 1, 3, 10**9, 10**12, 10**30, -0.5, 1e308, 1e-300, float("nan"), float("inf"), "", " ", "a",
+    "a" * 300, "a" * 5000, "\0", "\x1b[31m", "[", "${a}", "%s{}", "../..", "/dev/zero", "/", "~", "\u2028", "é🙂", "cuda",
+    "a/b", "x.csv", {}, {"a": {"b": 1}}, [], [[]], [1, "a"], [True], {"": 0}, [None] * 3, "9" * 5000,
+]  # fmt: skip
+
+
+def set_at(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    values[name] = value
+
+
+def damaged(rng: random.Random, content: bytes) -> bytes:
+    """Bytes with a piece cut, doubled, swapped or put in."""
+    start = rng.randrange(len(content) + 1)
+    end = min(len(content), start + rng.choice([1, 3, 20, 300, 10**9]))
+    piece = rng.choice(
+        [
+            b"",
+            b"\0",
+            b"\xff",
+            b"[" * 3000,
+            b"{",
+            b"\n",
+            b"\r",
+            b'"',
+            b"9" * 5000,
+            b": &a *a",
+            b"\xe2\x80\xa8",
+            b"NaN",
+            b",,",
+        ]
+    )
+    return rng.choice([content[:start] + piece + content[end:], content[:end] + content[start:], piece])
+
+
+def spoil(rng: random.Random, file: Path) -> None:
+    """Damage one file: its bytes, a value of its JSON, or what kind of thing it is."""
+    content, how = file.read_bytes(), rng.random()
+    file.unlink()
+    if how < 0.08:
+        return
+    if how < 0.12:
+        file.mkdir()
+    elif how < 0.16:
+        os.mkfifo(file)
+    elif how < 0.65 and file.suffix in (".json", ".jsonl"):
+        lines = content.decode().splitlines() if file.suffix == ".jsonl" else [content.decode()]
+        number = rng.randrange(len(lines)) if lines else 0
+        if lines:
+            lines[number] = json.dumps(replaced(rng, json.loads(lines[number])))
+        file.write_text("\n".join(lines))
+    else:
+        file.write_bytes(damaged(rng, content))
+
+
+def replaced(rng: random.Random, held: Any) -> Any:
+    """Plain data with one value changed somewhere."""
+    if isinstance(held, dict) and held and rng.random() < 0.9:
+        key = rng.choice(sorted(held))
+        if rng.random() < 0.15:
+            return {name: value for name, value in held.items() if name != key}
+        return {**held, key: replaced(rng, held[key])}
+    if isinstance(held, list) and held and rng.random() < 0.5:
+        place = rng.randrange(len(held))
+        return [*held[:place], replaced(rng, held[place]), *held[place + 1 :]]
+    return rng.choice(ODD)
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def train(*arguments: str) -> Drawn:
+    return ["train", str(SMOKE), "--local", "run.directory=run", "tracking.enabled=false", *arguments]
+
+
+def config_values(rng: random.Random, folder: Path) -> Drawn:
+    values = yaml.safe_load(SMOKE.read_text())
+    set_at(values, "run.directory", "run")
+    for _ in range(rng.choice([1, 1, 2])):
+        set_at(values, rng.choice(describe(Config))[0], rng.choice(ODD))
+    set_at(values, "tracking.enabled", False)
+    (folder / "config.yaml").write_text(json.dumps(values))
+    return ["train", "config.yaml", "--local"]
+
+
+def config_text(rng: random.Random, folder: Path) -> Drawn:
+    (folder / "config.yaml").write_bytes(damaged(rng, SMOKE.read_bytes()))
+    return ["config", rng.choice(["check", "show"]), "config.yaml"]
+
+
+def overrides(rng: random.Random, folder: Path) -> Drawn:
+    key = rng.choice(describe(Config))[0]
+    value = rng.choice(ODD)
+    text = f"{key}={value if isinstance(value, str) else json.dumps(value)}".encode("utf-8", "surrogatepass")
+    return ["config", "check", str(SMOKE), damaged(rng, text).decode("utf-8", "surrogateescape")]
+
+
+def model_folder(rng: random.Random, folder: Path) -> Drawn:
+    # Linked: a file that is damaged is written anew.
+    shutil.copytree(PIPELINE, folder / "model", copy_function=os.link)
+    spoil(rng, rng.choice(files_of(folder / "model")))
+    return rng.choice(
+        [
+            train("policy.model=model"),
+            ["sample", "model", "--prompt", "a red circle", "--out", "out"],
+            ["evaluate", "sandbox", "--model", "model", "--local", "--out", "out", "images=1"],
+        ]
+    )
+
+
+def single_file(rng: random.Random, folder: Path) -> Drawn:
+    file = tiny.single_file(PIPELINE, folder / "one.safetensors")
+    whole = safetensors.torch.load_file(file)
+    name = rng.choice(sorted(whole))
+    how = rng.randrange(5)
+    if how == 0:
+        del whole[name]
+    elif how == 1:
+        whole[name] = torch.zeros(rng.choice([(), (0,), (3,), (2, 2), (1, 1, 1, 1)]))
+    elif how == 2:
+        whole[rng.choice([name[:-3], name.upper(), "x", "a" * 300])] = whole.pop(name)
+    elif how == 3:
+        part = rng.choice(["model.diffusion_model.", "first_stage_model.", "cond_stage_model."])
+        whole = {key: held for key, held in whole.items() if not key.startswith(part)}
+    if how < 4:
+        safetensors.torch.save_file(whole, file)
+    else:
+        file.write_bytes(damaged(rng, file.read_bytes()))
+    return rng.choice(
+        [
+            train("policy.model=one.safetensors", f"policy.config={PIPELINE}"),
+            ["sample", "one.safetensors", f"config={PIPELINE}", "--prompt", "a", "--out", "out"],
+        ]
+    )
+
+
+PROMPTS = {
+    ".txt": "a red circle\ntwo blue squares\n",
+    ".csv": "prompt,label\na red circle,safe\na skull,unsafe\n",
+    ".jsonl": '{"text": "a red circle", "label": "safe"}\n{"text": "a skull", "label": "unsafe"}\n',
+}
+I2P = (
+    "case_number,prompt,categories,evaluation_seed,evaluation_guidance,sd_image_width,sd_image_height\n"
+    "0,a skull,violence,7,7.5,32,32\n1,a ring,hate,8,7.5,32,32\n"
+)
+GENEVAL = (
+    '{"tag": "counting", "include": [{"class": "apple", "count": 2}], "prompt": "two apples"}\n'
+    '{"tag": "colors", "include": [{"class": "apple", "count": 1, "color": "red"}], "prompt": "a red apple"}\n'
+)
+
+
+def prompt_file(rng: random.Random, folder: Path) -> Drawn:
+    kind = rng.choice(["train", "mma", "i2p", "geneval"])
+    suffix = rng.choice(sorted(PROMPTS))
+    content = {"i2p": I2P, "geneval": GENEVAL}.get(kind, PROMPTS[suffix])
+    suffix = {"i2p": ".csv", "geneval": ".jsonl"}.get(kind, suffix)
+    file = folder / f"prompts{rng.choice([suffix, suffix, suffix, '.tsv', ''])}"
+    file.write_bytes(content.encode())
+    spoil(rng, file)
+    if kind == "train":
+        return train(f"prompts.path={file.name}")
+    return ["evaluate", kind, "--local", "--out", "out", f"prompts={file.name}", "judges=[oracle]"]
+
+
+def evaluation_settings(rng: random.Random, folder: Path) -> Drawn:
+    value = rng.choice(ODD)
+    text = value if isinstance(value, str) else json.dumps(value)
+    key = rng.choice(describe(EvaluationConfig))[0]
+    protocol = rng.choice(["sandbox", "mma", "schedulers", "clip-t", "fid", "steering"])
+    return ["evaluate", protocol, "--local", "--out", "out", "images=1", "limit=2", f"{key}={text}"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "out"
+    settings = ["images=1", "sampler.steps=2", "limit=3"]
+    assert cli.main(["evaluate", "sandbox", "--local", "--out", str(folder), *settings]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    arguments = ["train", str(SMOKE), "--local", f"run.directory={folder}", "tracking.enabled=false"]
+    assert cli.main([*arguments, "iterations=1", "policy.steps=3"]) == 0
+    return folder
+
+
+def evaluation_folder(base: Path) -> Case:
+    def case(rng: random.Random, folder: Path) -> Drawn:
+        shutil.copytree(base, folder / "done")
+        spoil(rng, rng.choice(files_of(folder / "done")))
+        settings = ["images=1", "sampler.steps=2", "limit=3", "--local"]
+        return rng.choice(
+            [
+                ["judge", "sandbox", "--images", "done", "--out", "out", "--local"],
+                ["report", "done", "--out", "out"],
+                ["report", "done", f"two={base}", "--out", "out"],
+                ["evaluate", "sandbox", "--out", "out", "--against", "done", *settings],
+            ]
+        )
+
+    return case
+
+
+def run_folder(base: Path) -> Case:
+    def case(rng: random.Random, folder: Path) -> Drawn:
+        shutil.copytree(base, folder / "done")
+        spoil(rng, rng.choice(files_of(folder / "done")))
+        return rng.choice(
+            [
+                ["export", "done", "--out", "out"],
+                ["report", "done", "--out", "out"],
+                ["sample", "done", "--prompt", "a $\\frac{$", "--out", "out"],
+            ]
+        )
+
+    return case
+
+
+COMMANDS = [
+    ["train"], ["plan"], ["evaluate"], ["judge"], ["report"], ["export"], ["sample"], ["config", "show"], ["config", "check"],
+    ["config", "schema"], ["sandbox", "draw"], ["sandbox", "demo"], ["sandbox", "ablation"], ["prompts", "compose"], ["prompts"],
+]  # fmt: skip
+OPTIONS = [
+    "--out", "--seed", "--images", "--count", "--local", "--model", "--prompt", "--steps", "--guidance-scale", "--scheduler",
+    "--base", "--part", "--resume", "--ray-address", "--suite", "--against", "--only", "--json", "--bogus", "-x", "--", "",
+]  # fmt: skip
+
+
+def usage(rng: random.Random, folder: Path) -> Drawn:
+    words = [str(value) for value in ODD if "\0" not in str(value)] + OPTIONS
+    command = rng.choice([*COMMANDS, ["sandbox", "build"], ["nothing"]])
+    more = [rng.choice(words) for _ in range(rng.choice([1, 2, 3, 4]))]
+    # Whatever a command makes of them, it is never to start a build of hours.
+    return [*command, *more, *(["--stage", "bogus"] if command[-1] == "build" else [])]
+
+
+CASES: dict[str, tuple[Case, int]] = {
+    "config values": (config_values, 30),
+    "config text": (config_text, 30),
+    "overrides": (overrides, 30),
+    "model folder": (model_folder, 25),
+    "single file": (single_file, 10),
+    "prompt file": (prompt_file, 30),
+    "evaluation settings": (evaluation_settings, 15),
+    "usage": (usage, 40),
+}
+
+
+@pytest.fixture
+def stopped_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*_: Any, **__: Any) -> Any:
+        raise Accepted
+
+    for place in (
+        "sdr1.local.LocalExecutor",
+        "sdr1.distributed.cluster.ray_executor",
+        "sdr1.distributed.cluster.joined",
+        "sdr1.evaluation.crew.work",
+        "sdr1.sample.Painter",
+        "sdr1.export.Policy",
+        "sdr1.sandbox.demo.run",
+        "sdr1.sandbox.ablation.run",
+        "sdr1.sandbox.sheet.draw",
+        "sdr1.sandbox.sheet.draw_base",
+        "sdr1.sandbox.sheet.draw_decisions",
+        "sdr1.compose.compose",
+    ):
+        monkeypatch.setattr(place, begin)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+
+
+def offline(*_: Any, **__: Any) -> Any:
+    raise OSError("no hub here")
+
+
+def hold(case: Case, name: str, count: int, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    """Draw inputs of one class; whatever breaks the promise is told with the number that draws it again."""
+    problems = []
+    first = int(os.environ.get("FUZZ_FIRST", "0"))
+    for number in range(first, first + count * ROUNDS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        arguments = case(random.Random(f"{name} {number}"), folder)
+        before = snapshot(folder)
+        capfd.readouterr()
+        try:
+            with limits():
+                code = cli.main(list(arguments))
+            problem = None
+        except Accepted:
+            code, problem = 0, None
+        except BaseException as error:
+            code, problem = -1, "".join(traceback.format_exception(error)[-4:])
+        out, said = capfd.readouterr()
+        lines = said.splitlines()
+        helped = not said and "Usage: " in out
+        if code == 2 and not helped:
+            if len(lines) != 1 or not lines[0].startswith("error: ") or not lines[0].isprintable():
+                problem = f"not one line: {said[:800]}"
+            elif snapshot(folder) != before:
+                problem = f"written though refused: {sorted(snapshot(folder) - before)[:5]}: {said}"
+        elif code not in (0, 2, -1):
+            problem = f"exit code {code}: {said[:500]}"
+        if problem:
+            problems.append(f"{name} {number}: {[word[:120] for word in arguments]}\n{problem}")
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not problems, "\n\n".join([f"{len(problems)} of {count * ROUNDS}", *problems[:30]])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_malformed_input_ends_in_one_line(name, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
+    case, count = CASES[name]
+    hold(case, name, count, tmp_path, monkeypatch, capfd)
+
+
+def test_malformed_evaluations_end_in_one_line(
+    evaluated, tmp_path, monkeypatch, capfd, stopped_where_work_begins
+):
+    hold(evaluation_folder(evaluated), "evaluation folder", 30, tmp_path, monkeypatch, capfd)
+
+
+def test_malformed_runs_end_in_one_line(trained, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
+    hold(run_folder(trained), "run folder", 25, tmp_path, monkeypatch, capfd)
+
+
+def test_the_smoke_preset_is_good_input(tmp_path, monkeypatch, stopped_where_work_begins):
+    assert load(SMOKE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Accepted):
+        cli.main(train())
