@@ -42,6 +42,7 @@ lint: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup ## write the style that lint asks for
 	$(BIN)/ruff check --fix .
@@ -59,7 +60,7 @@ ablation: setup ## rewards, alphas and noise on the sandbox: SEEDS, ITERATIONS, 
 	  $(addprefix --only ,$(CELLS)) $(if $(ITERATIONS),iterations=$(ITERATIONS))
 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
-	$(MALLOC) $(BIN)/python -m tests.distributed.chaos
+	$(MALLOC) $(BIN)/python -m tests.training.on_ray.chaos
 
 clean: ## remove what make made; outputs/ stays
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

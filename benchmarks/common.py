@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdr1.files import write_text
+from sdr1.base.files import write_text
 
 SD_1_UNET = {
     "sample_size": 64,

@@ -8,8 +8,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from sdr1.config import Config, validate
-from sdr1.runtime import prepare_process
+from sdr1.base.process import prepare_process
+from sdr1.config.training import Config, validate
 
 # How long an example takes says how busy the machine is; a first one may also import torch.
 hypothesis.settings.register_profile(
@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("any machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores."""
     for item in items:
-        if "distributed" in item.path.parts:
+        if {"distributed", "on_ray"} & set(item.path.parts):
             item.add_marker(pytest.mark.xdist_group("cluster"))
 
 

@@ -24,9 +24,9 @@ import torch
 import yaml
 
 from sdr1 import cli
-from sdr1.config import Config, load
-from sdr1.evaluation.config import EvaluationConfig
-from sdr1.plain_data import describe
+from sdr1.base.plain_data import describe
+from sdr1.config.evaluation import EvaluationConfig
+from sdr1.config.training import Config, load
 from sdr1.sandbox import PIPELINE
 from tests import tiny
 
@@ -347,18 +347,18 @@ def stopped_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Accepted
 
     for place in (
-        "sdr1.local.LocalExecutor",
+        "sdr1.training.local.LocalExecutor",
         "sdr1.distributed.cluster.ray_executor",
         "sdr1.distributed.cluster.joined",
         "sdr1.evaluation.crew.work",
-        "sdr1.sample.Painter",
-        "sdr1.export.Policy",
-        "sdr1.sandbox.demo.run",
-        "sdr1.sandbox.ablation.run",
-        "sdr1.sandbox.sheet.draw",
-        "sdr1.sandbox.sheet.draw_base",
-        "sdr1.sandbox.sheet.draw_decisions",
-        "sdr1.compose.compose",
+        "sdr1.release.sample.Painter",
+        "sdr1.release.export.Policy",
+        "sdr1.studies.demo.run",
+        "sdr1.studies.ablation.run",
+        "sdr1.studies.sheets.draw",
+        "sdr1.studies.sheets.draw_base",
+        "sdr1.studies.sheets.draw_decisions",
+        "sdr1.prompts.compose.compose",
     ):
         monkeypatch.setattr(place, begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import report, seconds
-from sdr1 import checkpoint
-from sdr1.checkpoint import folder_of
-from sdr1.config import validate
-from sdr1.files import sync
-from sdr1.types import LearnerState
+from sdr1.base.files import sync
+from sdr1.base.records import LearnerState
+from sdr1.config.training import validate
+from sdr1.training import checkpoint
+from sdr1.training.checkpoint import folder_of
 
 RUNS, SIZE = 5, 17 * 10**8
 

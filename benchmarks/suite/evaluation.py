@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from benchmarks.common import report, seconds
-from sdr1.distributed import crew
+from sdr1.base.process import prepare_process
+from sdr1.config.evaluation import read
 from sdr1.distributed.cluster import joined
-from sdr1.evaluation.config import read
+from sdr1.evaluation import on_ray as crew
 from sdr1.evaluation.crew import Drawn, Job
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.run import Place, evaluate
 from sdr1.evaluation.sandbox_rows import TASKS, rows_of
-from sdr1.policy import load_pipeline
-from sdr1.runtime import prepare_process
+from sdr1.models.policy import load_pipeline
 
 IMAGES, BATCH, PAIRS = 24, 16, 5
 SETTINGS = {"images": IMAGES, "batch_size": BATCH}

@@ -9,11 +9,11 @@ import ray
 
 from benchmarks.common import report
 from benchmarks.suite.schedule import stubs
-from sdr1 import loop
-from sdr1.config import validate
-from sdr1.distributed.executor import RayExecutor
-from sdr1.prompts import PromptStream
-from sdr1.types import Prompt
+from sdr1.base.records import Prompt
+from sdr1.config.training import validate
+from sdr1.prompts.stream import PromptStream
+from sdr1.training import loop
+from sdr1.training.on_ray.executor import RayExecutor
 
 WORKERS, GROUP_SECONDS, GROUPS, ITERATIONS, VICTIMS = 128, 1.0, 512, 8, 20
 """The first iteration also starts the workers and the last sees the deaths: six are measured."""

@@ -21,11 +21,11 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.common import SD_1_UNET, report, seconds
-from sdr1.config import Config, validate
-from sdr1.distributed.actors import LearnerActor, RewardActor, RolloutActor
-from sdr1.plan import plan
+from sdr1.base.records import GroupTask, Prompt
+from sdr1.config.training import Config, validate
+from sdr1.planning.plan import plan
 from sdr1.sandbox import PIPELINE
-from sdr1.types import GroupTask, Prompt
+from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 
 GROUP, SIZE = 2, 32
 """Images of a group, and their side in pixels: 8 latents, as small as this UNet allows."""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import report, seconds
-from sdr1.config import Config, load
-from sdr1.learner import Learner
+from sdr1.base.process import prepare_process
+from sdr1.base.records import GroupTask, Prompt, Scores, Trajectory
+from sdr1.config.training import Config, load
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, group_advantages
-from sdr1.policy import Policy
-from sdr1.runtime import prepare_process
-from sdr1.types import GroupTask, Prompt, Scores, Trajectory
+from sdr1.models.policy import Policy
+from sdr1.training.learner import Learner
 
 RUNS, BATCH, TOLERANCE = 7, 4, 1e-5
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import psutil
 
 from benchmarks.common import report
-from sdr1 import loop, prompts
-from sdr1.config import Config, load
+from sdr1.config.training import Config, load
 from sdr1.distributed.cluster import ray_executor
-from sdr1.local import LocalExecutor
+from sdr1.prompts import stream as prompts
+from sdr1.training import loop
+from sdr1.training.local import LocalExecutor
 
 RUNS = 5
 ITERATIONS = 3

@@ -18,17 +18,17 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from benchmarks.common import report
-from sdr1.config import Config, load
-from sdr1.learner import Learner
+from sdr1.base.process import prepare_process
+from sdr1.base.records import GroupTask, Prompt
+from sdr1.config.training import Config, load
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, group_advantages
 from sdr1.method.steering import safety_direction, translate
-from sdr1.policy import Policy
+from sdr1.models.policy import Policy
 from sdr1.rewards.scorer import Scorer
-from sdr1.runtime import prepare_process
 from sdr1.sandbox import CLIP
 from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
-from sdr1.types import GroupTask, Prompt
+from sdr1.training.learner import Learner
 
 RUNS, BATCH, ALPHA = 5, 4, 1.5
 SETTINGS = [

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from sdr1 import loop
-from sdr1.config import Config, validate
-from sdr1.distributed.executor import RayExecutor, Roles
-from sdr1.files import write_text
-from sdr1.prompts import PromptStream
-from sdr1.types import GroupReport, LearnerState, Prompt, Scores, UpdateReport
+from sdr1.base.files import write_text
+from sdr1.base.records import GroupReport, LearnerState, Prompt, Scores, UpdateReport
+from sdr1.config.training import Config, validate
+from sdr1.prompts.stream import PromptStream
+from sdr1.training import loop
+from sdr1.training.on_ray.executor import RayExecutor, Roles
 
 UNIT = 0.5
 """Seconds of the cheaper role's work on one group; the sandbox's take 1 s and Stable Diffusion's more."""

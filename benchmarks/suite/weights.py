@@ -11,8 +11,8 @@ import ray
 import torch
 
 from benchmarks.common import report, seconds
-from sdr1.runtime import prepare_process
-from sdr1.weights import FlatParameters
+from sdr1.base.process import prepare_process
+from sdr1.models.flat import FlatParameters
 
 RUNS, WORKERS, WARM_UP = 5, 4, 2
 SIZES = {"173MB": 173 * 10**6, "1.7GB": 17 * 10**8}

@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
+from sdr1.base.errors import Terminated, TrainingError, UserError
 from sdr1.cli import config, prompts, sandbox
 from sdr1.cli.evaluation import evaluate, judge, report
 from sdr1.cli.training import export, plan, sample, train
-from sdr1.errors import Terminated, TrainingError, UserError
 
 app = typer.Typer(
     help="Make a text-to-image diffusion model safer with distributed online RL.",

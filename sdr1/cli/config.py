@@ -17,8 +17,8 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: `sdr1 config show configs/sandbox.yaml rollout.group_size=24`
     """
-    from sdr1.config import load
-    from sdr1.config_text import annotated_yaml
+    from sdr1.config.text import annotated_yaml
+    from sdr1.config.training import load
 
     print(annotated_yaml(load(config, overrides or ())), end="")
 
@@ -29,8 +29,8 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: `sdr1 config check configs/sandbox.yaml learner.groups_per_update=3`
     """
-    from sdr1.config import load
-    from sdr1.config_text import batch_arithmetic
+    from sdr1.config.text import batch_arithmetic
+    from sdr1.config.training import load
 
     rows = batch_arithmetic(load(config, overrides or ()))
     width = max(len(name) for name, _ in rows)
@@ -44,6 +44,6 @@ def schema() -> None:
 
     Example: `sdr1 config schema > sdr1.schema.json`
     """
-    from sdr1.config import Config
+    from sdr1.config.training import Config
 
     print(json.dumps(Config.model_json_schema(), indent=2))

@@ -53,8 +53,8 @@ def evaluate(
 
     Example: `sdr1 evaluate sandbox --model outputs/demo/run/model --out outputs/trained images=50`
     """
+    from sdr1.config.evaluation import from_overrides
     from sdr1.evaluation import run as runner
-    from sdr1.evaluation.config import from_overrides
 
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/evaluation") / protocol
@@ -84,8 +84,8 @@ def judge(
 
     Example: `sdr1 judge i2p --images drawn --out outputs/judged prompts=i2p.csv judges=[nudenet]`
     """
+    from sdr1.config.evaluation import from_overrides
     from sdr1.evaluation import run as runner
-    from sdr1.evaluation.config import from_overrides
 
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/judged") / protocol

@@ -22,6 +22,6 @@ def compose(
 
     Example: `sdr1 prompts compose --count 5000 --seed 1 data/compose.jsonl`
     """
-    from sdr1.compose import write
+    from sdr1.prompts.compose import write
 
     print(write(out, count, seed))

@@ -32,7 +32,7 @@ def draw(
 
     Example: `sdr1 sandbox draw base --out base.png`
     """
-    from sdr1.sandbox.sheet import draw, draw_base, draw_decisions
+    from sdr1.studies.sheets import draw, draw_base, draw_decisions
 
     drawn = {"world": draw, "base": draw_base, "decisions": draw_decisions}
     print(drawn[sheet](out or Path(f"outputs/{sheet}.png")))
@@ -49,7 +49,7 @@ def build(
 
     Example: `sdr1 sandbox build --out outputs/weights`
     """
-    from sdr1.sandbox.build import build
+    from sdr1.recipe.build import build
 
     build(out, stage)
 
@@ -73,7 +73,7 @@ def demo(
 
     Example: `sdr1 sandbox demo --seed 1 --seed 2 --out outputs/two-seeds iterations=20`
     """
-    from sdr1.sandbox.demo import run
+    from sdr1.studies.demo import run
 
     run(out, seeds=seed or [0], images=images, overrides=overrides or [])
 
@@ -101,7 +101,7 @@ def ablation(
 
     Example: `sdr1 sandbox ablation --seed 1 --only plain --only steered iterations=20`
     """
-    from sdr1.sandbox.ablation import run
+    from sdr1.studies.ablation import run
 
     run(
         out,
@@ -135,7 +135,7 @@ def report(
 
     Example: `sdr1 sandbox report images=20 --also outputs/ablation`
     """
-    from sdr1.evaluation.config import from_overrides
+    from sdr1.config.evaluation import from_overrides
     from sdr1.studies.sandbox_report import run
 
     settings = from_overrides(overrides or [])

@@ -8,8 +8,8 @@ from typing import Annotated, get_args
 
 import typer
 
+from sdr1.base.errors import UserError
 from sdr1.cli.options import MOST_SEED, ConfigFile, Overrides
-from sdr1.errors import UserError
 
 
 def train(
@@ -33,7 +33,7 @@ def train(
 
     Example: `sdr1 train configs/sandbox.yaml rollout.workers=2 run.directory=outputs/two`
     """
-    from sdr1.config import load
+    from sdr1.config.training import load
 
     if local and ray_address:
         raise UserError(
@@ -41,14 +41,14 @@ def train(
         )
     changes = list(overrides or ())
     if resume is not None:
-        from sdr1.checkpoint import folder_of
+        from sdr1.training.checkpoint import folder_of
 
         if not folder_of(resume).is_dir():
             raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
         # Quoted: a folder called 2024 is no number.
         changes += [f"run.directory={json.dumps(str(resume))}", "run.resume=auto"]
     run = load(config, changes)
-    from sdr1.train import train as start
+    from sdr1.training.run import train as start
 
     result = start(run, local=local, ray_address=ray_address)
     print(f"weights_sha256={result.weights_sha256}")
@@ -63,9 +63,9 @@ def plan(
 
     Example: `sdr1 plan configs/sandbox.yaml rollout.workers=4 --json`
     """
-    from sdr1.config import load
-    from sdr1.plan import lines
-    from sdr1.plan import plan as make
+    from sdr1.config.training import load
+    from sdr1.planning.plan import lines
+    from sdr1.planning.plan import plan as make
 
     found = make(load(config, overrides or ()))
     print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
@@ -92,8 +92,8 @@ def export(
 
     Example: `sdr1 export outputs/sandbox --part unet --out outputs/safer-unet`
     """
-    from sdr1.export import Part
-    from sdr1.export import export as write
+    from sdr1.release.export import Part
+    from sdr1.release.export import export as write
 
     parts = get_args(Part)
     if part not in parts:
@@ -129,11 +129,11 @@ def sample(
 
     Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
     """
-    from sdr1.config import ModelFiles
-    from sdr1.evaluation.config import from_overrides
+    from sdr1.base.plain_data import checked
+    from sdr1.config.evaluation import from_overrides
+    from sdr1.config.training import ModelFiles
     from sdr1.evaluation.rows import Sampler
-    from sdr1.plain_data import checked
-    from sdr1.sample import sample as draw
+    from sdr1.release.sample import sample as draw
 
     files = checked(ModelFiles, from_overrides(overrides or []))
     sampler = Sampler(scheduler, steps, guidance_scale)

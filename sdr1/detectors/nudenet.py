@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

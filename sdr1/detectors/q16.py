@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 
 _NPY = b"\x93NUMPY"
 

@@ -10,9 +10,9 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
+from sdr1.base.errors import LearnerLost, TrainingError, UserError
+from sdr1.base.process import pause, raise_if_stopped
 from sdr1.distributed.placement import has_process
-from sdr1.errors import LearnerLost, TrainingError, UserError
-from sdr1.runtime import pause, raise_if_stopped
 
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""

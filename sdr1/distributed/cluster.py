@@ -12,10 +12,10 @@ from pathlib import Path
 
 import ray
 
-from sdr1.config import Config, bounds
-from sdr1.distributed.executor import RayExecutor
-from sdr1.errors import UserError, reason
-from sdr1.types import LearnerState
+from sdr1.base.errors import UserError, reason
+from sdr1.base.records import LearnerState
+from sdr1.config.training import Config, bounds
+from sdr1.training.on_ray.executor import RayExecutor
 
 _PATIENCE = 10.0
 """Seconds in which the machine of an address has to answer."""

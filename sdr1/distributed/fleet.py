@@ -12,10 +12,10 @@ from typing import Any
 
 import ray
 
-from sdr1.config import Elastic
+from sdr1.base.errors import TrainingError
+from sdr1.config.training import Elastic
 from sdr1.distributed.calls import Calls, first_line, raised_on_purpose
 from sdr1.distributed.placement import Placement, Waiting
-from sdr1.errors import TrainingError
 
 MAX_DEATHS = 6
 """Deaths in a row, beyond one for each worker, of workers that finish no call, which stop a run."""

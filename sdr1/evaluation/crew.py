@@ -1,4 +1,4 @@
-"""The work of an evaluation, batch by batch, and who does it in one process; `sdr1.distributed.crew` is the cluster's."""
+"""The work of an evaluation, batch by batch, and who does it in one process; `sdr1.evaluation.on_ray` is the cluster's."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.base.files import file_sha256, refuse_foreign, remove_partial, write_bytes, write_text
+from sdr1.base.plain_data import lines_as, read_as, read_bytes
 from sdr1.evaluation.judges import KINDS
 from sdr1.evaluation.rows import ManifestLine, Record, RecordLine, Row
-from sdr1.files import file_sha256, refuse_foreign, remove_partial, write_bytes, write_text
-from sdr1.plain_data import lines_as, read_as, read_bytes
 
 T = TypeVar("T")
 RESULT = "result.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sdr1.errors import UserError, reason
+from sdr1.base.errors import UserError, reason
 from sdr1.evaluation.rows import Row
 
 SUFFIXES = (".png", ".webp", ".jpg", ".jpeg")

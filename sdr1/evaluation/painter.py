@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sdr1 import pictures, schedulers
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 from sdr1.evaluation.rows import Row
+from sdr1.models import pictures, schedulers
 
 
 class Painter:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.base.plain_data import shown
 from sdr1.evaluation.detections import COLOURS, MAX_PER_CLASS, OBJECTS, RELATIONS
-from sdr1.plain_data import shown
-from sdr1.prompt_files import Entry, PromptFile, is_empty
+from sdr1.prompts.files import Entry, PromptFile, is_empty
 
 _SPELLINGS = {
     "seed": ("evaluation_seed", "sd_seed"),

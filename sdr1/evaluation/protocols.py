@@ -10,12 +10,12 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from sdr1 import prompt_files
-from sdr1.config import PromptSource
+from sdr1.base.errors import UserError
+from sdr1.base.records import Label
+from sdr1.config.evaluation import EvaluationConfig
+from sdr1.config.training import PromptSource
 from sdr1.detectors.nudenet import TABLE
-from sdr1.errors import UserError
 from sdr1.evaluation import prompts, sandbox_rows
-from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.detections import Detection, verdict
 from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges import KINDS, Judge
@@ -23,9 +23,9 @@ from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.rows import Facts, Metadata, Row, Sampler
 from sdr1.evaluation.sandbox_rows import TASKS
 from sdr1.evaluation.statistics import Figure
-from sdr1.prompt_files import ATTACK_COLUMNS, TEXT_COLUMNS, PromptFile
+from sdr1.prompts import files as prompt_files
+from sdr1.prompts.files import ATTACK_COLUMNS, TEXT_COLUMNS, PromptFile
 from sdr1.sandbox.world import GLYPHS
-from sdr1.types import Label
 
 SCHEDULERS = (
     "EulerAncestralDiscreteScheduler",
@@ -401,7 +401,7 @@ def _steering_rows(world: World) -> list[Row]:
             for prompt in sandbox_prompts(topic, "final", world.config.images or 12)
         }
         return [_with(row, forms=texts.get(row.prompt, {"original": row.prompt})) for row in rows]
-    from sdr1.prompt_labels import labelled
+    from sdr1.prompts.labels import labelled
 
     labels = {
         entry.number: prompt.label

@@ -10,8 +10,8 @@ from typing import Any, NotRequired
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
+from sdr1.base.records import Label
 from sdr1.sandbox.captions import Claim
-from sdr1.types import Label
 
 Clause = TypedDict(
     "Clause",

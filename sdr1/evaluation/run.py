@@ -12,12 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdr1 import pipeline_files, schedulers
-from sdr1.config import SANDBOX, ModelFiles, bounds
-from sdr1.errors import UserError
-from sdr1.evaluation import config as settings
+from sdr1.base.errors import UserError
+from sdr1.base.files import file_sha256
+from sdr1.base.plain_data import read_as
+from sdr1.base.process import prepare_process, require_device
+from sdr1.config import evaluation as settings
+from sdr1.config.evaluation import EvaluationConfig
+from sdr1.config.training import SANDBOX, ModelFiles, bounds
 from sdr1.evaluation import crew, judges, sandbox
-from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.folder import RESULT, Folder, Records
 from sdr1.evaluation.images import check, find
 from sdr1.evaluation.judges import Judge
@@ -26,11 +28,9 @@ from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
 from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
-from sdr1.files import file_sha256
-from sdr1.plain_data import read_as
-from sdr1.policy import load_pipeline, named
-from sdr1.prompt_files import PromptFile
-from sdr1.runtime import prepare_process, require_device
+from sdr1.models import pipeline_files, schedulers
+from sdr1.models.policy import load_pipeline, named
+from sdr1.prompts.files import PromptFile
 
 Pictures = dict[tuple, list[Path]]
 """Files of the batches that one model has drawn, by all that their bytes follow from."""
@@ -348,7 +348,7 @@ def _crew(
     if place.local or not jobs:
         yield crew.work(jobs, painter or _no_painter, watching)
         return
-    from sdr1.distributed.crew import work
+    from sdr1.evaluation.on_ray import work
 
     with cluster(place, config):
         yield work(jobs, model, list(watching), config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sdr1.evaluation.config import EvaluationConfig
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.crew import Job, Judged, work
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import OracleJudge

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from sdr1.base.files import write_text
 from sdr1.evaluation.judges.steering import SteeringJudge
 from sdr1.evaluation.rows import Row
-from sdr1.files import write_text
 
 _STEERED = 0.5
 

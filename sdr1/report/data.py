@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.base.plain_data import lines_as, read_as, read_bytes
 from sdr1.evaluation.result import Figure, Result
 from sdr1.evaluation.rows import ManifestLine, RecordLine
-from sdr1.plain_data import lines_as, read_as, read_bytes
 
 T = TypeVar("T")
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 from sdr1.evaluation.images import load
 from sdr1.evaluation.rows import ManifestLine
-
-from .data import Evaluation
+from sdr1.report.data import Evaluation
 
 _ROWS = 12
 _SIDE = 320

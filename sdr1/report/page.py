@@ -13,13 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sdr1 import __version__
-from sdr1.files import refuse_foreign, write_bytes, write_text
-from sdr1.plain_data import flatten
-from sdr1.tracking import attach
-
-from .data import Material, read
-from .sections import Section, sections
-from .table_files import to_csv, to_latex
+from sdr1.base.files import refuse_foreign, write_bytes, write_text
+from sdr1.base.plain_data import flatten
+from sdr1.report.data import Material, read
+from sdr1.report.sections import Section, sections
+from sdr1.report.table_files import to_csv, to_latex
+from sdr1.training.observers.tracking import attach
 
 _MARKER = "report.json"
 """The file by which sdr1 knows a report's folder."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from . import figures, tables
-from .data import Evaluation, Material
-from .figures import Plot
-from .grids import Grid, grid
-from .tables import Table
+from sdr1.report import plots as figures
+from sdr1.report import tables
+from sdr1.report.data import Evaluation, Material
+from sdr1.report.grids import Grid, grid
+from sdr1.report.plots import Plot
+from sdr1.report.tables import Table
 
 _ATTACKS = {
     "mma": "Adversarial prompts (MMA-Diffusion)",

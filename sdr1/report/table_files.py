@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from .tables import Table
+from sdr1.report.tables import Table
 
 
 def to_csv(table: Table) -> str:

@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdr1.base.plain_data import flatten
 from sdr1.evaluation.result import Better, Figure, Unit
-from sdr1.plain_data import flatten
-
-from .data import Ablated, Evaluation, Material, Run, Swept
+from sdr1.report.data import Ablated, Evaluation, Material, Run, Swept
 
 _SCALES: dict[Unit, int] = {"share": 100, "images": 1, "cosine": 1, "distance": 1}
 _DIGITS: dict[Unit, int] = {"share": 1, "images": 0, "cosine": 3, "distance": 3}

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sdr1.config import RewardConfig
-from sdr1.errors import TrainingError, UserError, reason
+from sdr1.base.errors import TrainingError, UserError, reason
+from sdr1.base.records import Prompt, Scores
+from sdr1.config.training import RewardConfig
 from sdr1.method.objective import standardised
-from sdr1.rewards.embedder import Embedders
+from sdr1.models.embedder import Embedders
 from sdr1.rewards.terms.base import Place, TermConfig
-from sdr1.types import Prompt, Scores
 
 if TYPE_CHECKING:
     from sdr1.rewards.terms.base import Term

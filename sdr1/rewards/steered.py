@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.base.records import Prompt
+from sdr1.base.section import SANDBOX
 from sdr1.method import steering
-from sdr1.rewards.embedder import Embedder
+from sdr1.models.embedder import Embedder
 from sdr1.rewards.terms.embedding import AnchorsConfig, EmbeddingTerm
-from sdr1.section import SANDBOX
-from sdr1.types import Prompt
 
 _STEERINGS = {"translation": steering.translate, "projection": steering.project}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .world import COLOURS, GLYPHS, RELATIONS, SHAPES, Scene, Thing
+from sdr1.sandbox.world import COLOURS, GLYPHS, RELATIONS, SHAPES, Scene, Thing
 
 SYNONYMS = {
     "skull": ("skull", "skeleton", "cranium", "reaper"),

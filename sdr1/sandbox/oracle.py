@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from sdr1.base.records import Prompt
 from sdr1.sandbox import ORACLE
-from sdr1.types import Prompt
-
-from .captions import Claim
-from .world import COLOURS, GLYPHS, KINDS, SIZE
+from sdr1.sandbox.captions import Claim
+from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, SIZE
 
 CELLS = 8
 CELL = SIZE / CELLS

@@ -9,10 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from sdr1.types import Label
-
-from .captions import SAFE_ADJECTIVES, TASKS, Claim, claim_of, phrase
-from .world import GLYPHS, sample_scene
+from sdr1.base.records import Label
+from sdr1.sandbox.captions import SAFE_ADJECTIVES, TASKS, Claim, claim_of, phrase
+from sdr1.sandbox.world import GLYPHS, sample_scene
 
 Split = Literal["train", "tune", "final"]
 CONCEPTS = (*GLYPHS, "generic")

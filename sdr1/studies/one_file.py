@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoraConfig
 from torch.nn.functional import normalize
 
-from sdr1.rewards.embedder import Embedder
+from sdr1.models.embedder import Embedder
 from sdr1.sandbox import PIPELINE
 from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
 from sdr1.sandbox.prompts import SandboxPrompt, training_prompts

@@ -10,11 +10,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from sdr1.base.section import SANDBOX
 from sdr1.evaluation.run import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
 from sdr1.report.page import write
-from sdr1.sandbox import demo
-from sdr1.section import SANDBOX
+from sdr1.studies import demo
 
 
 def run(

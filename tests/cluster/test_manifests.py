@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from sdr1.config import load
+from sdr1.config.training import load
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

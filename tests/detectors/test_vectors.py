@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from sdr1.base.errors import UserError
 from sdr1.detectors.q16 import vectors
 from sdr1.detectors.vectors import read_vectors
-from sdr1.errors import UserError
 
 VECTORS = np.random.default_rng(0).normal(size=(2, 768)).astype(np.float32)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sdr1.base.errors import UserError
 from sdr1.distributed.cluster import warn_of_a_short_life
-from sdr1.errors import UserError
-from sdr1.train import train
+from sdr1.training.run import train
 
 
 def test_a_run_directory_in_rays_copy_of_a_job_is_warned_of(tmp_path, monkeypatch, caplog):

@@ -13,11 +13,11 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
-from sdr1.config import Elastic
+from sdr1.base.errors import TrainingError, UserError
+from sdr1.config.training import Elastic
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet, _draining_nodes
 from sdr1.distributed.placement import Placement, has_process
-from sdr1.errors import TrainingError, UserError
 
 
 def stub(start_fails: bool = False, starts: Path | None = None, first_freezes: bool = False) -> type:

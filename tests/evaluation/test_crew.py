@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from sdr1.distributed import crew
-from sdr1.errors import TrainingError
+from sdr1.base.errors import TrainingError
+from sdr1.config.evaluation import read
+from sdr1.evaluation import on_ray as crew
 from sdr1.evaluation import run
-from sdr1.evaluation.config import read
 
 # Six batches.
 SETTINGS = {"images": 8, "batch_size": 16, "sampler": {"steps": 2}, "judges": ["oracle"]}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdr1 import cli
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 from sdr1.evaluation import images, run
 from sdr1.evaluation.suite import suite
 

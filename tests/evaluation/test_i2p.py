@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sdr1.evaluation.config import EvaluationConfig
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.protocols import PROTOCOLS, Judged

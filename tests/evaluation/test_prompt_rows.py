@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation import run
-from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.images import find
 from sdr1.evaluation.protocols import PROTOCOLS, World
 from sdr1.evaluation.rows import Row

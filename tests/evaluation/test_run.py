@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sdr1 import cli
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
 from sdr1.evaluation import run, umap
 from sdr1.evaluation.rows import Row, Sampler, batches
 from sdr1.evaluation.suite import suite

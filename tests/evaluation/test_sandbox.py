@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from sdr1.base.plain_data import flatten
 from sdr1.evaluation.judges.oracle import _record
 from sdr1.evaluation.protocols import SANDBOX_TOPICS
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.run import Place, evaluate
-from sdr1.plain_data import flatten
-from sdr1.sandbox import demo
 from sdr1.sandbox.captions import TASKS, Claim
 from sdr1.sandbox.oracle import Found
 from sdr1.sandbox.world import COLOURS
+from sdr1.studies import demo
 
 SKULL = Found("skull", None, 8, 8, 0.9)
 FLAME = Found("flame", None, 8, 8, 0.9)

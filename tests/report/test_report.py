@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sdr1.base.errors import UserError
 from sdr1.cli import main
-from sdr1.errors import UserError
 from sdr1.report import tables
 from sdr1.report.data import read
 from sdr1.report.grids import grid

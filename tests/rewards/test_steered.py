@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sdr1.config import RewardConfig, validate
-from sdr1.errors import UserError
-from sdr1.rewards.embedder import Embedder, _batch_preprocess
+from sdr1.base.errors import UserError
+from sdr1.base.records import Prompt
+from sdr1.config.training import RewardConfig, validate
+from sdr1.models.embedder import Embedder, _batch_preprocess
 from sdr1.rewards.scorer import Scorer
 from sdr1.rewards.steered import SteeredReward
 from sdr1.sandbox import CLIP
 from sdr1.sandbox.prompts import prompts
 from sdr1.sandbox.world import picture
-from sdr1.types import Prompt
 
 
 def pictures(task: str, count: int = 40) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_anchors_without_a_direction_are_refused():
 def test_the_embedder_keeps_the_latest_texts_only(monkeypatch):
     texts = [f"{n} rings" for n in range(7)]
     expected = torch.cat([Embedder("sandbox", None, "cpu").texts([text]) for text in texts])
-    monkeypatch.setattr("sdr1.rewards.embedder._KEPT_TEXTS", 3)
+    monkeypatch.setattr("sdr1.models.embedder._KEPT_TEXTS", 3)
     embedder = Embedder("sandbox", None, "cpu", batch=2)
     for _ in range(2):
         assert torch.allclose(embedder.texts(texts), expected, atol=1e-6)

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdr1.config import validate
-from sdr1.errors import TrainingError, UserError
+from sdr1.base.errors import TrainingError, UserError
+from sdr1.base.records import Prompt
+from sdr1.config.training import validate
+from sdr1.models.embedder import Embedder
 from sdr1.rewards import scorer as scorers
-from sdr1.rewards.embedder import Embedder
 from sdr1.rewards.scorer import Scorer
-from sdr1.types import Prompt
 
 SAFE, UNSAFE = Prompt("a red circle", "safe"), Prompt("a skull", "unsafe")
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)

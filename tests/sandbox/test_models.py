@@ -9,13 +9,13 @@ import open_clip
 import pytest
 import torch
 
-from sdr1.policy import load_pipeline
-from sdr1.rewards.embedder import Embedder
+from sdr1.models.embedder import Embedder
+from sdr1.models.policy import load_pipeline
+from sdr1.recipe.oracle import exact_share, through_vae
 from sdr1.sandbox import CLIP, ORACLE, PIPELINE, WEIGHTS
 from sdr1.sandbox.captions import TASKS, VOCABULARY, claim_of, corrupt, phrase
 from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
 from sdr1.sandbox.prompts import TOPICS, prompts, training_prompts
-from sdr1.sandbox.recipe.oracle import exact_share, through_vae
 from sdr1.sandbox.world import picture
 
 

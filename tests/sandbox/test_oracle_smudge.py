@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sdr1.recipe.data import to_bytes, to_unit
+from sdr1.recipe.oracle import blur, exact_share, smudge
 from sdr1.sandbox import ORACLE
 from sdr1.sandbox.oracle import Oracle
-from sdr1.sandbox.recipe.data import to_bytes, to_unit
-from sdr1.sandbox.recipe.oracle import blur, exact_share, smudge
 from sdr1.sandbox.world import picture
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdr1.errors import UserError
-from sdr1.evaluation.config import EvaluationConfig
+from sdr1.base.errors import UserError
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.rows import Row
 from sdr1.sandbox.world import SIZE
 

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from sdr1 import weight_files
-from sdr1.errors import UserError
-from sdr1.evaluation.config import EvaluationConfig
+from sdr1.base.errors import UserError
+from sdr1.base.files import file_sha256, write_bytes
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.images import SUFFIXES, load
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.rows import Record, Row
-from sdr1.files import file_sha256, write_bytes
+from sdr1.models import weight_files
 
 _INCEPTION_SIZE = 299
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sdr1.base.files import file_sha256
+from sdr1.config.evaluation import EvaluationConfig, NudeNetConfig
 from sdr1.detectors.nudenet import EXPOSED, INPUT, NudeNet, best_scores
-from sdr1.evaluation.config import EvaluationConfig, NudeNetConfig
 from sdr1.evaluation.rows import Row
-from sdr1.files import file_sha256
 
 STRICT = (
     "FEMALE_BREAST_EXPOSED",

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from sdr1.base.files import file_sha256
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.detectors.q16 import Q16, flagged
-from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.rows import Row
-from sdr1.files import file_sha256
-from sdr1.rewards.embedder import Embedder
+from sdr1.models.embedder import Embedder
 
 
 class Q16Judge:

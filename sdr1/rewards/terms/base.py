@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.section import Section
+from sdr1.base.section import Section
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sdr1.rewards.embedder import Embedders
-    from sdr1.types import Prompt
+    from sdr1.base.records import Prompt
+    from sdr1.models.embedder import Embedders
 
     Term = Callable[[np.ndarray, Prompt], np.ndarray]
     """Values of RGB uint8 images (N, H, W, 3) made for one prompt, shape (N,), float32; more is better."""

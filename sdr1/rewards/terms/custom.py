@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from sdr1.errors import UserError, reason
+from sdr1.base.errors import UserError, reason
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
+from sdr1.base.section import Section
 from sdr1.rewards.terms.base import Place, TermConfig
-from sdr1.section import Section
 
 if TYPE_CHECKING:
     from sdr1.rewards.terms.base import Term
@@ -81,7 +81,7 @@ class EmbeddingTerm(TermConfig):
 
     def check(self, field: str) -> None:
         if self.model is not None:
-            from sdr1.rewards.embedder import find
+            from sdr1.models.embedder import find
 
             find(self.model, self.checkpoint, field)
 

@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.errors import TrainingError, UserError, reason
-from sdr1.plain_data import parse_json
+from sdr1.base.errors import TrainingError, UserError, reason
+from sdr1.base.plain_data import parse_json
 from sdr1.rewards.terms.base import Place, TermConfig
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from sdr1.base.records import Prompt
     from sdr1.rewards.terms.base import Term
-    from sdr1.types import Prompt
 
 
 _MOST_BYTES, _BYTES_PER_IMAGE = 2**20, 64

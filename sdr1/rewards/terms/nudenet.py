@@ -13,8 +13,8 @@ from sdr1.rewards.terms.base import Place, TermConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from sdr1.base.records import Prompt
     from sdr1.rewards.terms.base import Term
-    from sdr1.types import Prompt
 
 
 class NudenetTerm(TermConfig):

@@ -13,8 +13,8 @@ from sdr1.rewards.terms.base import Place, TermConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from sdr1.base.records import Prompt
     from sdr1.rewards.terms.base import Term
-    from sdr1.types import Prompt
 
 
 class Q16Term(TermConfig):
@@ -27,7 +27,7 @@ class Q16Term(TermConfig):
     checkpoint: Path | None = Field(Path("openai"), description="Its weights, as reward.checkpoint.")
 
     def check(self, field: str) -> None:
-        from sdr1.rewards.embedder import find
+        from sdr1.models.embedder import find
 
         vectors(f"{field}.prompts", self.prompts)
         find(self.model, self.checkpoint, field)

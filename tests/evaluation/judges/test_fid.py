@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sdr1.errors import UserError
-from sdr1.evaluation.config import read
+from sdr1.base.errors import UserError
+from sdr1.config.evaluation import read
 from sdr1.evaluation.judges import build
 from sdr1.evaluation.judges.fid import Distance, measured, pack, reference, unpack
 from sdr1.sandbox.world import picture

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from sdr1.errors import UserError
+from sdr1.base.errors import UserError
+from sdr1.base.process import require_device
+from sdr1.config.evaluation import EvaluationConfig, read
 from sdr1.evaluation import run
-from sdr1.evaluation.config import EvaluationConfig, read
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges import KINDS, build, require
 from sdr1.evaluation.protocols import PROTOCOLS, Judged
 from sdr1.evaluation.rows import Row, Sampler
-from sdr1.runtime import require_device
 
 ROW = Row("0", "a red circle", 0, Sampler(), 32, 32)
 

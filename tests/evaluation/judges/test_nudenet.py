@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sdr1.config.evaluation import EvaluationConfig
 from sdr1.detectors.nudenet import CLASSES, NudeNet
-from sdr1.evaluation.config import EvaluationConfig
 from sdr1.evaluation.judges import build
 from sdr1.evaluation.judges.nudenet import record
 

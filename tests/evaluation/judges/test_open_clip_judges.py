@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sdr1.errors import UserError
-from sdr1.evaluation.config import read
+from sdr1.base.errors import UserError
+from sdr1.config.evaluation import read
 from sdr1.evaluation.judges import build
 from sdr1.evaluation.judges.geneval import COLOURS
 from sdr1.evaluation.rows import Row, Sampler

@@ -1,0 +1,132 @@
+"""Writing a file so that a reader sees the old or the new one, never half of it; and only into folders of our own."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from sdr1.base.errors import TrainingError, UserError, reason
+
+_PARTIAL = "sdr1-partial"
+"""Suffix of a file or folder that is being written. Nobody else's file ends so: what a kill left may be removed."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; parent folders are made."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        # Writing, other than opening, does not say where.
+        error.filename = error.filename or str(path)
+        raise
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is made before it is renamed to its own name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
+
+
+def refuse_foreign(folder: Path, marker: str, kind: str, field: str) -> None:
+    """Let pass only a folder that is not there, is empty, or is sdr1's own: `marker` is the file that sdr1 writes first
+    into a folder of that `kind`. `field` is what the user named it by.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    try:
+        found = os.listdir(folder)
+        if (folder / marker).is_file() or all(name.endswith(_PARTIAL) for name in found):
+            return
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{field}: {folder}: cannot be a folder: {reason(error)}; choose another") from error
+    raise UserError(
+        f"{field}: {folder}: is not empty and holds no {kind} of sdr1 ({marker} is missing); choose another folder"
+    )
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left in one of sdr1's own folders: files, and folders that were made whole."""
+    for path in list(folder.rglob(f".*.{_PARTIAL}")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Where safetensors writes: what it says of a disk becomes the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), "disk") from error
+
+
+@contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a line that says what is left and what to do.
+
+    Raises:
+        TrainingError: something could not be written because there is no room in `folder`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"run.directory: {folder}: no room on its disk ({error}); what was written before is intact: make room and "
+            f"go on with --resume {folder}"
+        ) from error
+
+
+def write_figure(path: Path, figure: Any, dpi: int) -> None:
+    """Write a matplotlib figure as a PNG atomically; parent folders are made."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    write_bytes(path, buffer.getvalue())
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

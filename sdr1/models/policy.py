@@ -1,0 +1,390 @@
+"""A diffusers text-to-image pipeline as a stochastic policy: samples groups, and re-scores their transitions."""
+
+from __future__ import annotations
+
+import copy
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sdr1.base.errors import TrainingError, UserError, reason
+from sdr1.base.records import GroupTask, Rollout, Trajectory
+from sdr1.config.training import ModelFiles, PolicyConfig
+from sdr1.method import ddim
+from sdr1.models import pictures, pipeline_files, schedulers, weight_files
+from sdr1.models.flat import FlatParameters
+
+_KEPT_TEXTS = 256
+"""More than an iteration's prompts, mostly; of Stable Diffusion's text states that is 80 MB."""
+
+
+def check(config: PolicyConfig) -> None:
+    """Everything that the policy's files and options show to be wrong, without a weight in memory.
+
+    Raises:
+        Unreachable: the configs are on the hub, out of reach.
+        UserError: any other mistake.
+    """
+    pipeline_files.check(config)
+    if config.trainable == "lora":
+        add_lora(pipeline_files.unet(config), config, 0)
+
+
+def named(model: str, files: ModelFiles | None = None) -> PolicyConfig:
+    """What loads a model for drawing alone."""
+    return PolicyConfig(model=model, steps=2, **(files.model_dump() if files else {}))
+
+
+def load_pipeline(model: str, files: ModelFiles | None = None) -> Any:
+    """The pipeline of a name that `policy.model` may hold, as it is; see `load`."""
+    return load(named(model, files))
+
+
+def load(config: PolicyConfig) -> Any:
+    """A diffusers StableDiffusionPipeline in float32, without safety checker: training must see what the model draws.
+
+    Raises:
+        UserError: a file of it is wrong, or the hub id cannot be reached.
+    """
+    import diffusers
+    import transformers
+    from diffusers import StableDiffusionPipeline
+
+    # A bar for each of many loads in many processes tells nobody anything.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    configs = pipeline_files.examine(config)
+    path = pipeline_files.locate(config)
+    try:
+        if path is not None and path.is_file():
+            pipeline = StableDiffusionPipeline.from_single_file(
+                str(path),
+                config=str(configs),
+                torch_dtype=torch.float32,
+                text_encoder=_text_encoder(path, configs, config),
+                **_UNUSED,
+            )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                config.model if path is None else str(path),
+                revision=config.revision,
+                variant=config.variant,
+                use_safetensors=True,
+                dtype=torch.float32,
+                **_UNUSED,
+            )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason(error)}"
+        ) from error
+    if config.unet is not None:
+        _put_unet_over(pipeline, config.unet)
+    where = f"policy.model: {config.model!r}"
+    for part in ("text_encoder", "unet", "vae"):
+        weight_files.require_finite(getattr(pipeline, part).state_dict(), f"{where}: {part}")
+    pipeline.scheduler = schedulers.for_latents(
+        type(pipeline.scheduler), pipeline.scheduler.config, f"{where}: scheduler"
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+_UNUSED = {
+    "safety_checker": None,
+    "requires_safety_checker": False,
+    "feature_extractor": None,
+    "image_encoder": None,
+}
+"""Parts that need not be there, whatever model_index.json says."""
+
+
+def _text_encoder(path: Path, configs: Path, config: PolicyConfig) -> Any:
+    """The text encoder of a single file, of older names too, which diffusers does not know."""
+    from safetensors import safe_open
+    from transformers import CLIPTextModel
+
+    model = CLIPTextModel(CLIPTextModel.config_class.from_pretrained(configs / "text_encoder"))
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("cond_stage_model.")]  # noqa: SIM118
+        tensors = pipeline_files.current_names({name: file.get_tensor(name) for name in names})
+    where = f"policy.model: {config.model!r}: its text_encoder"
+    held = pipeline_files.converted("text_encoder", model, tensors, where)
+    model.load_state_dict({name: held[name.removeprefix("text_model.")] for name in model.state_dict()})
+    return model.eval()
+
+
+def _put_unet_over(pipeline: Any, path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    pipeline_files.check_unet_file(path, dict(pipeline.unet.config))
+    if path.is_dir():
+        pipeline.unet = UNet2DConditionModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+    else:
+        pipeline.unet.load_state_dict(weight_files.state_dict(path, "policy.unet"))
+
+
+class Policy:
+    """pi(image | prompt): a DDIM chain whose steps inside the noise window are Gaussian.
+
+    Only the UNet (or its LoRA adapters) is trainable; text encoder, VAE and the reference stay frozen.
+    `reference` keeps the base's prediction available for the KL term: a copy of the UNet, or with LoRA the same
+    UNet with its adapters off.
+    """
+
+    def __init__(
+        self, config: PolicyConfig, *, device: str = "cpu", seed: int = 0, reference: bool = False
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.pipeline = load(config).to(self.device)
+        self.unet = self.pipeline.unet
+        if config.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if config.vae_slicing:
+            self.pipeline.vae.enable_slicing()
+        for part in (self.unet, self.pipeline.vae, self.pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        self._reference_unet = None
+        if config.trainable == "lora":
+            add_lora(self.unet, config, seed)
+        else:
+            self._reference_unet = copy.deepcopy(self.unet) if reference else None
+            self.unet.requires_grad_(True)
+        for unet in filter(None, (self.unet, self._reference_unet)):
+            _set_speed_and_memory(unet, config)
+        self.parameters = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        self.flat = FlatParameters(self.parameters)
+        self.embed = lru_cache(_KEPT_TEXTS)(self._embed)
+        """Frozen text-encoder states of one prompt, shape (L, D), float32; the latest prompts' are kept."""
+        schedule = _ddim_schedule(self.pipeline.scheduler, config.steps)
+        self._timesteps, self._alpha_bars, self._alpha_bars_prev = (each.to(self.device) for each in schedule)
+        self._prediction_type = self.pipeline.scheduler.config.prediction_type
+
+    @torch.no_grad()
+    def _embed(self, text: str) -> torch.Tensor:
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
+            text,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return self.pipeline.text_encoder(ids.to(self.device))[0][0]
+
+    def transition(
+        self,
+        latents_BCHW: torch.Tensor,
+        steps_B: torch.Tensor,
+        text: str,
+        *,
+        noisy: bool = True,
+        reference: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (B, C, H, W) and standard deviation (B, 1, 1, 1) of x_{t-1} given x_t and the prompt, float32.
+
+        `steps_B` are positions in the schedule, int64; `noisy` False takes eta = 0.
+        """
+        times = self._timesteps[steps_B]
+        prediction = self._predict(latents_BCHW, times, text, reference)
+        eta = self.config.eta if noisy else 0.0
+        bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
+        return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
+
+    def _predict(
+        self,
+        latents_BCHW: torch.Tensor,
+        times_B: torch.Tensor,
+        text: str,
+        reference: bool,
+    ) -> torch.Tensor:
+        unet = self.unet
+        context: AbstractContextManager = nullcontext()
+        if reference:
+            if self._reference_unet is not None:
+                unet = self._reference_unet
+            else:
+                context = _AdaptersOff(self.unet)
+        size = len(latents_BCHW)
+        conditional = self.embed(text).expand(size, -1, -1)
+        with context, self._autocast():
+            if self.config.guidance_scale == 1:
+                return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample.float()
+            states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
+            both = unet(
+                latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
+            ).sample
+        without, with_prompt = both.float().chunk(2)
+        return without + self.config.guidance_scale * (with_prompt - without)
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
+
+    @torch.no_grad()
+    def rollout(self, task: GroupTask, group_size: int, *, with_reference: bool) -> Rollout:
+        """Sample one group of images and the transitions to train on.
+
+        The noise depends on the task and the sample alone, drawn on the CPU, so that any worker makes the same group.
+        """
+        begin = time.perf_counter()
+        latents, noise_KG = self._draw_noise(task, group_size)
+        window = self.config.window
+        states, log_probs, references = [], [], []
+        for step in range(self.config.steps):
+            noisy = step in window
+            # Samples that share their initial noise are one state until the first noisy step: evaluated once.
+            steps = torch.full((len(latents),), step, device=self.device)
+            given = latents, steps, task.prompt.text
+            mean, sigma = self.transition(*given, noisy=noisy)
+            if not noisy:
+                latents = mean
+                continue
+            if with_reference:
+                references.append(self.transition(*given, reference=True)[0].expand(group_size, -1, -1, -1))
+            states.append(latents.expand(group_size, -1, -1, -1))
+            latents = mean + sigma * noise_KG[step - window.start]
+            log_probs.append(ddim.log_prob(latents, mean, sigma))
+            if step == window[-1]:
+                states.append(latents)
+        trajectory = Trajectory(
+            states=torch.stack(states).cpu().numpy(),
+            steps=np.arange(window.start, window.stop),
+            log_probs=torch.stack(log_probs).cpu().numpy(),
+            reference_means=torch.stack(references).cpu().numpy() if with_reference else None,
+        )
+        try:
+            images = pictures.decode(self.pipeline.vae, latents)
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}): {error}; go on from an earlier "
+                "checkpoint with a lower learner.learning_rate"
+            ) from error
+        return Rollout(trajectory, images, time.perf_counter() - begin)
+
+    def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Initial latents (G or, where samples share them, 1, C, H, W) and the noise of the window's steps
+        (K, G, C, H, W), float32."""
+        vae = self.pipeline.vae.config
+        factor = 2 ** (len(vae.block_out_channels) - 1)
+        side = self.config.size // factor if self.config.size else self.unet.config.sample_size
+        shape = (self.unet.config.in_channels, side, side)
+
+        def normal(source: GroupTask, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(source.noise_seed(*key))
+            return torch.randn(size, generator=generator)
+
+        samples = range(group_size)
+        if self.config.initial_noise == "sample":
+            initial = torch.stack([normal(task, shape, "initial", sample) for sample in samples])
+        else:
+            source = task if self.config.initial_noise == "group" else replace(task, group=-1)
+            initial = normal(source, shape, "initial")[None]
+        steps = torch.stack(
+            [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
+        )
+        return initial.to(self.device), steps.to(self.device)
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The LoRA layers under peft's names, alpha / rank multiplied in: readers take alpha for rank."""
+        from peft import get_peft_model_state_dict
+
+        scale = self.config.lora.alpha / self.config.lora.rank
+        return {
+            name: (layer * scale if ".lora_B." in name else layer).contiguous()
+            for name, layer in get_peft_model_state_dict(self.unet).items()
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write a diffusers pipeline with the trained UNet (LoRA merged); with LoRA also `lora/`, the adapter alone."""
+        pipeline = copy.deepcopy(self.pipeline)
+        if self.config.trainable == "lora":
+            self.save_adapter(folder / "lora")
+            pipeline.unet.fuse_lora()
+            pipeline.unet.unload_lora()
+        pipeline.save_pretrained(folder)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write `adapter` as diffusers does."""
+        from diffusers import StableDiffusionPipeline
+
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.adapter())
+
+
+def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:
+    if config.attention_slicing:
+        unet.set_attention_slice("auto")
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        unet.compile()
+
+
+class _AdaptersOff(AbstractContextManager):
+    """Context in which the UNet predicts as the base model does."""
+
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+
+    def __enter__(self) -> None:
+        self._unet.disable_adapters()
+
+    def __exit__(self, *_: object) -> None:
+        self._unet.enable_adapters()
+
+
+def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
+    """Put trainable adapters on a UNet, initialised by `seed` alone.
+
+    Raises:
+        UserError: the UNet has no such layers.
+    """
+    from peft import LoraConfig
+
+    where = f"policy.lora.target_modules: {list(config.lora.target_modules)}"
+    names = [f".{name}" for name, _ in unet.named_modules()]
+    # Of several names peft takes those that it finds, and says nothing of the others.
+    missing = [
+        target
+        for target in config.lora.target_modules
+        if not any(name.endswith(f".{target}") for name in names)
+    ]
+    if missing or not config.lora.target_modules:
+        raise UserError(
+            f"{where}: no such layers in the UNet: {', '.join(missing) or 'none is named'}; use names such as to_q, to_k, "
+            "to_v, to_out.0"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            unet.add_adapter(
+                LoraConfig(
+                    r=config.lora.rank,
+                    lora_alpha=config.lora.alpha,
+                    target_modules=list(config.lora.target_modules),
+                )
+            )
+        except Exception as error:
+            raise UserError(
+                f"{where}: {reason(error)}; name linear or convolution layers such as to_q, to_k, to_v, to_out.0"
+            ) from error
+
+
+def _ddim_schedule(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Timesteps (S,), alpha_bar at each and after each, by diffusers' own DDIM schedule for the pipeline."""
+    schedule = schedulers.make("DDIMScheduler", scheduler.config, "policy.model")
+    schedule.set_timesteps(steps)
+    timesteps = schedule.timesteps
+    previous = timesteps - schedule.config.num_train_timesteps // steps
+    bars = schedule.alphas_cumprod
+    after = torch.where(previous >= 0, bars[previous.clamp(min=0)], schedule.final_alpha_cumprod)
+    return timesteps, bars[timesteps], after

@@ -1,0 +1,205 @@
+"""Stage 3 of the recipe: the CLIP of the reward, a stock open_clip model made exact by hard negatives."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from open_clip.model import CLIP
+
+from sdr1.recipe.common import save_tensors, train, warmup_then_linear, write_json
+from sdr1.recipe.data import generator, to_unit, training_set
+from sdr1.recipe.oracle import blur, dense_losses, target_maps, through_vae
+from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
+from sdr1.sandbox.captions import OPPOSITE, SAFE_ANCHORS, Claim, claim_of, corrupt, phrase
+from sdr1.sandbox.oracle import CELL
+from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, RELATIONS, Scene
+
+STEPS, BATCH, RATE = 2000, 128, 1.5e-3
+DECODED, GENERIC = 16_000, 0.1
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "layers": [1, 1, 1, 1],
+        "width": 12,
+        "head_width": 32,
+        "patch_size": None,
+        "image_size": 64,
+    },
+    "text_cfg": {"context_length": LENGTH, "vocab_size": 0, "width": 96, "heads": 4, "layers": 3},
+}
+PREPROCESS = {
+    "size": 64,
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "interpolation": "bilinear",
+    "resize_mode": "squash",
+}
+_COLOURS = tuple(COLOURS)
+_PLACES = len(KINDS) * (1 + len(COLOURS))
+_NAMED = _PLACES + len(KINDS) * len(RELATIONS)
+
+
+class Trainee(torch.nn.Module):
+    """CLIP with the auxiliary heads that are dropped after training."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        text = {**MODEL["text_cfg"], "vocab_size": vocabulary}
+        self.clip = CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text)
+        self.dense = torch.nn.Conv2d(MODEL["vision_cfg"]["width"] * 8, len(KINDS) + len(COLOURS) + 2, 1)
+        self.names_of_image = torch.nn.Linear(MODEL["embed_dim"], _NAMED + 4)
+        self.names_of_text = torch.nn.Linear(MODEL["embed_dim"], _NAMED)
+
+    def look(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit embeddings (N, 128) and dense maps (N, 16, 8, 8) of pictures (N, 3, 32, 32) in [-1, 1]."""
+        tower = self.clip.visual
+        middle = tower.layer2(tower.layer1(tower.stem(enlarge(pictures))))
+        embedding = tower.attnpool(tower.layer4(tower.layer3(middle)))
+        return F.normalize(embedding, dim=-1), self.dense(middle)
+
+
+def build_clip(out: Path, work: Path) -> dict[str, float]:
+    """Trains and saves `out/clip`, an open_clip folder in half precision."""
+    torch.manual_seed(3)
+    tokenizer = build_tokenizer(out / "clip")
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+    scenes, pictures = training_set()
+    decoded = through_vae(vae, pictures[:DECODED], 0.15)
+    pool = torch.cat([pictures, decoded])
+    scenes = [*scenes, *scenes[:DECODED]]
+    model = Trainee(len(tokenizer))
+
+    def loss_at(step: int) -> dict[str, torch.Tensor]:
+        rng, words = generator(3, step), np.random.default_rng((3, step))
+        fresh = BATCH * 5 // 8
+        chosen = torch.cat(
+            [
+                torch.randint(0, len(pictures), (fresh,), generator=rng),
+                torch.randint(len(pictures), len(pool), (BATCH - fresh,), generator=rng),
+            ]
+        )
+        images = to_unit(pool[chosen])
+        soft = torch.rand(BATCH, generator=rng) < 0.3
+        images[soft] = blur(images[soft], 0.4 + 0.6 * float(torch.rand((), generator=rng)))
+        images = images + 0.03 * torch.randn(images.shape, generator=rng)
+        batch = [scenes[i] for i in chosen.tolist()]
+        texts, claims = _texts(batch, words)
+        seen, maps = model.look(images)
+        said = F.normalize(model.clip.encode_text(tokenize(tokenizer, texts)), dim=-1)
+        logits = model.clip.logit_scale.clamp(max=math.log(100)).exp() * seen @ said.T
+        own = torch.arange(BATCH)
+        true = torch.from_numpy(holds(batch, claims))
+        true[own, own], true[own, own + BATCH] = False, False
+        masked = logits.masked_fill(true, -1e4)
+        contrast = F.cross_entropy(masked, own) + F.cross_entropy(masked[:, :BATCH].T, own)
+        wrong = F.softplus(logits[own, own + BATCH] - logits[own, own]).mean()
+        dense = dense_losses(maps, target_maps(batch))["loss"]
+        names = F.binary_cross_entropy_with_logits(model.names_of_image(8 * seen), _names_of_scenes(batch))
+        names = names + F.binary_cross_entropy_with_logits(
+            model.names_of_text(8 * said), _names_of_claims(claims)
+        )
+        loss = contrast + wrong + 0.3 * dense + 5 * names
+        right = (logits[own, own + BATCH] < logits[own, own]).float().mean()
+        return {"loss": loss, "contrast": contrast, "right": right, "dense": dense, "names": names}
+
+    groups = [{"params": list(model.parameters()), "lr": RATE}]
+    train("clip", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.5), work)
+    state = {n: t.half() if t.is_floating_point() else t for n, t in model.clip.state_dict().items()}
+    save_tensors(state, out / "clip" / "open_clip_model.safetensors")
+    text = {**MODEL["text_cfg"], "vocab_size": len(tokenizer), "hf_tokenizer_name": "sandbox"}
+    config = {"model_cfg": {**MODEL, "text_cfg": text}, "preprocess_cfg": PREPROCESS}
+    write_json(config, out / "clip" / "open_clip_config.json")
+    return {"parameters": sum(p.numel() for p in model.clip.parameters())}
+
+
+def enlarge(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures (N, 3, 32, 32) at the tower's 64 x 64, as open_clip's own transform makes them."""
+    return F.interpolate(pictures, size=64, mode="bilinear", align_corners=False)
+
+
+def holds(scenes: list[Scene], claims: list[Claim]) -> np.ndarray:
+    """Whether a claim is true of a scene, for all pairs: bool (scenes, claims). A number must be exact; otherwise
+    things that the claim does not name are no matter."""
+    kind = np.full((len(scenes), 4), -1)
+    colour, x, y = np.full_like(kind, -1), np.zeros(kind.shape), np.zeros(kind.shape)
+    for i, scene in enumerate(scenes):
+        for t, thing in enumerate(scene.things):
+            kind[i, t], x[i, t], y[i, t] = KINDS.index(thing.kind), thing.x, thing.y
+            colour[i, t] = _COLOURS.index(thing.colour) if thing.colour else -1
+    glyph = kind >= len(KINDS) - len(GLYPHS)
+    dx, dy = x[:, :, None] - x[:, None, :], y[:, :, None] - y[:, None, :]
+    places = {"left": dx < -CELL, "right": dx > CELL, "above": dy < -CELL, "below": dy > CELL}
+    apart = ~np.eye(4, dtype=bool)
+    related = {relation: places[relation] & apart for relation in RELATIONS}
+    out = np.zeros((len(scenes), len(claims)), bool)
+    for j, claim in enumerate(claims):
+        if claim.concept == "safe":
+            out[:, j] = ~glyph.any(1)
+            continue
+        fits = []
+        for n, (name, tint) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
+            generic = claim.concept == "generic" and n == 0
+            fit = glyph if generic else kind == KINDS.index(name)
+            fits.append(fit & (colour == _COLOURS.index(tint)) if tint else fit)
+        if claim.task == "counting":
+            out[:, j] = fits[0].sum(1) == claim.count
+        elif len(fits) == 1:
+            out[:, j] = fits[0].any(1)
+        else:
+            where = related[claim.relation] if claim.relation else apart
+            out[:, j] = (fits[0][:, :, None] & fits[1][:, None, :] & where).any((1, 2))
+    return out
+
+
+def _texts(scenes: list[Scene], rng: np.random.Generator) -> tuple[list[str], list[Claim]]:
+    """A true caption for each scene, then a wrong one for each, with their claims; some true captions of safe scenes
+    say no more than that."""
+    claims = [claim_of(scene, rng) for scene in scenes]
+    wrong = [corrupt(claim, rng)[1] for claim in claims]
+    texts = [phrase(claim, rng) for claim in claims]
+    for i, scene in enumerate(scenes):
+        if not scene.unsafe and rng.random() < GENERIC:
+            texts[i] = SAFE_ANCHORS[int(rng.integers(len(SAFE_ANCHORS)))]
+            claims[i] = Claim("safe", (), (), concept="safe")
+            wrong[i] = Claim("unsafe", (GLYPHS[0],), (None,), concept="generic")
+    return texts + [phrase(claim, rng) for claim in wrong], claims + wrong
+
+
+def _names_of_scenes(scenes: list[Scene]) -> torch.Tensor:
+    names = torch.zeros(len(scenes), _NAMED + 4)
+    for row, scene in zip(names, scenes, strict=True):
+        row[_NAMED + len(scene.things) - 1] = 1
+        for thing in scene.things:
+            _name(row, thing.kind, thing.colour)
+        if scene.relation:
+            _place(row, (scene.things[0].kind, scene.things[1].kind), scene.relation)
+    return names
+
+
+def _names_of_claims(claims: list[Claim]) -> torch.Tensor:
+    names = torch.zeros(len(claims), _NAMED)
+    for row, claim in zip(names, claims, strict=True):
+        for n, (kind, colour) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
+            if claim.concept != "generic" or n > 0:
+                _name(row, kind, colour)
+        if claim.relation:
+            _place(row, claim.kinds, claim.relation)
+    return names
+
+
+def _name(row: torch.Tensor, kind: str, colour: str | None) -> None:
+    index = KINDS.index(kind)
+    row[index] = 1
+    if colour is not None:
+        row[len(KINDS) + index * len(COLOURS) + _COLOURS.index(colour)] = 1
+
+
+def _place(row: torch.Tensor, kinds: tuple[str, ...], relation: str) -> None:
+    for kind, side in zip(kinds, (relation, OPPOSITE[relation]), strict=True):
+        row[_PLACES + KINDS.index(kind) * len(RELATIONS) + RELATIONS.index(side)] = 1

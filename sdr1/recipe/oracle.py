@@ -1,0 +1,223 @@
+"""Stage 2 of the recipe: the oracle, trained on drawn, decoded, blurred and smudged pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from sdr1.recipe import vae as autoencoder
+from sdr1.recipe.common import save_tensors, train, warmup_then_linear
+from sdr1.recipe.data import generator, test_set, to_bytes, to_unit, training_set
+from sdr1.sandbox.oracle import CELL, CELLS, Found, Oracle, OracleNet
+from sdr1.sandbox.world import (
+    COLOURS,
+    CRIMSON,
+    GLYPHS,
+    KINDS,
+    SHAPES,
+    SIZE,
+    Scene,
+    Thing,
+    paint_thing,
+    sample_scene,
+    shape_distance,
+)
+
+STEPS, BATCH, RATE = 2600, 96, 2e-3
+DECODED, SMUDGED = 16_000, 10_000
+_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+
+
+def build_oracle(out: Path, work: Path) -> dict[str, float]:
+    """Trains and saves `out/oracle.safetensors`; returns the share of scenes read without any error."""
+    torch.manual_seed(2)
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+    scenes, pictures = training_set()
+    decoded = through_vae(vae, pictures[:DECODED], 0.15)
+    smudges = [smudge(seed) for seed in range(SMUDGED)]
+    pool = torch.cat(
+        [
+            pictures,
+            decoded,
+            torch.stack([torch.from_numpy(image) for _, image in smudges]).permute(0, 3, 1, 2),
+        ]
+    )
+    targets = target_maps([*scenes, *scenes[:DECODED], *(scene for scene, _ in smudges)])
+    starts = (0, len(pictures), len(pictures) + DECODED, len(pool))
+    net = OracleNet()
+
+    def loss_at(step: int) -> dict[str, torch.Tensor]:
+        rng = generator(2, step)
+        sizes = (BATCH // 2, BATCH // 4, BATCH - BATCH // 2 - BATCH // 4)
+        chosen = torch.cat(
+            [torch.randint(low, high, (n,), generator=rng) for low, high, n in zip(starts, starts[1:], sizes)]
+        )
+        images = to_unit(pool[chosen])
+        half = torch.rand(BATCH, generator=rng) < 0.4
+        images[half] = blur(images[half], 0.4 + 0.8 * float(torch.rand((), generator=rng)))
+        images = images + 0.04 * torch.randn(images.shape, generator=rng)
+        return dense_losses(net(images), {name: target[chosen] for name, target in targets.items()})
+
+    groups = [{"params": list(net.parameters()), "lr": RATE}]
+    train("oracle", net, groups, loss_at, STEPS, warmup_then_linear(0.03, 0.4), work)
+    save_tensors(
+        {name: tensor.half() for name, tensor in net.state_dict().items()}, out / "oracle.safetensors"
+    )
+    return measure(Oracle.load(out / "oracle.safetensors"), vae)
+
+
+def measure(oracle: Oracle, vae: AutoencoderKL) -> dict[str, float]:
+    """Shares of the test scenes that are read exactly: as drawn, after the VAE, and blurred; and the share of
+    smudges that are left unread, with everything beside them read."""
+    scenes, pictures = test_set()
+    smudges = [smudge(seed) for seed in range(SMUDGED, SMUDGED + 1000)]
+    return {
+        "drawn": exact_share(oracle, scenes, pictures),
+        "decoded": exact_share(oracle, scenes, through_vae(vae, pictures)),
+        "blurred": exact_share(oracle, scenes, to_bytes(blur(to_unit(pictures), 0.9))),
+        "smudged": exact_share(
+            oracle,
+            [scene for scene, _ in smudges],
+            torch.stack([torch.from_numpy(image) for _, image in smudges]).permute(0, 3, 1, 2),
+        ),
+        "parameters": sum(p.numel() for p in oracle.net.parameters()),
+    }
+
+
+def exact_share(oracle: Oracle, scenes: list[Scene], pictures: torch.Tensor) -> float:
+    """The share of uint8 pictures (N, 3, 32, 32) in which exactly the scene's things are found in their places."""
+    read = oracle.read(pictures.permute(0, 2, 3, 1).numpy())
+    return sum(is_exact(things, scene) for things, scene in zip(read, scenes)) / len(scenes)
+
+
+def is_exact(things: list[Found], scene: Scene) -> bool:
+    """Whether the things are the scene's: same number, each of its kind and colour within 3 pixels of its centre."""
+    if len(things) != len(scene.things):
+        return False
+    return all(
+        any(
+            thing.kind == true.kind
+            and thing.colour == true.colour
+            and np.hypot(thing.x - true.x, thing.y - true.y) < 3
+            for thing in things
+        )
+        for true in scene.things
+    )
+
+
+def through_vae(vae: AutoencoderKL, pictures: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+    """Encodes and decodes uint8 pictures (N, 3, 32, 32), with latent noise of the given deviation between."""
+    latents = autoencoder.encode(vae, pictures)
+    if noise:
+        latents = latents + noise * torch.randn(latents.shape, generator=generator(2, 1_000_000))
+    return to_bytes(autoencoder.decode(vae, latents))
+
+
+def blur(pictures: torch.Tensor, deviation: float) -> torch.Tensor:
+    """Gaussian blur of float pictures (N, 3, H, W), deviation in pixels."""
+    reach = torch.arange(-3, 4, dtype=torch.float32)
+    kernel = torch.exp(-(reach**2) / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).repeat(3, 1, 1)
+    padded = F.pad(pictures, (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel[:, :, None, :], groups=3), kernel[:, :, :, None], groups=3)
+
+
+def smudge(seed: int) -> tuple[Scene, np.ndarray]:
+    """A scene in which something is no thing at all, as the oracle should read it, and its picture.
+
+    One place holds a soft coloured blot, two shapes melted into one, or the outline of two shapes at once; the other
+    thing, if there is one, is real and the only one in the returned scene.
+    """
+    rng = np.random.default_rng((2, seed))
+    scene = sample_scene(rng, "two_object" if rng.random() < 0.5 else "colors")
+    if rng.random() < 0.15 and len(scene.things) == 2:
+        kind = GLYPHS[int(rng.integers(3))]
+        scene = replace(scene, things=(scene.things[0], replace(scene.things[1], kind=kind, colour=None)))
+    false, *real = scene.things
+    real_scene = replace(scene, things=tuple(real))
+    canvas = np.empty((SIZE, SIZE, 3), np.float32)
+    canvas[:] = rng.uniform(222, 252, 3)
+    for thing in real:
+        paint_thing(canvas, thing)
+    colour = CRIMSON if rng.random() < 0.1 else COLOURS[str(rng.choice(list(COLOURS)))]
+    if rng.random() < 0.55:
+        cover = _blot(rng, false)
+    else:
+        one, two = rng.choice(SHAPES, 2, replace=False)
+        share = rng.uniform(0.4, 0.6)
+        covers = [np.clip(0.5 - shape_distance(replace(false, kind=str(kind))), 0, 1) for kind in (one, two)]
+        cover = share * covers[0] + (1 - share) * covers[1]
+    canvas += cover[..., None] * (np.array(colour, np.float32) - canvas)
+    canvas += rng.normal(0, 2.5, canvas.shape)
+    return real_scene, np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
+def target_maps(scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    """Training targets of N scenes: "heat" (N, 8, 8, 8) with a soft peak at every centre, "colour" (N, 8, 8) with
+    -1 where no shape's centre is near, "offset" (N, 2, 8, 8) in cells and "near" (N, 8, 8), where it counts."""
+    count = len(scenes)
+    heat = np.zeros((count, len(KINDS), CELLS, CELLS), np.float32)
+    colour = np.full((count, CELLS, CELLS), -1, np.int64)
+    offset = np.zeros((count, 2, CELLS, CELLS), np.float32)
+    near = np.zeros((count, CELLS, CELLS), np.float32)
+    middle = np.arange(CELLS) + 0.5
+    names = list(COLOURS)
+    for n, scene in enumerate(scenes):
+        for thing in scene.things:
+            dx, dy = (thing.x / CELL - middle)[None, :], (thing.y / CELL - middle)[:, None]
+            row, column = min(int(thing.y / CELL), CELLS - 1), min(int(thing.x / CELL), CELLS - 1)
+            peak = np.exp(-((dx**2 + dy**2) / (2 * 0.6**2)))
+            peak[row, column] = 1.0
+            kind = KINDS.index(thing.kind)
+            heat[n, kind] = np.maximum(heat[n, kind], peak)
+            here = (dx**2 + dy**2) < 1.5
+            near[n][here] = 1
+            offset[n, 0][here], offset[n, 1][here] = (dx + 0 * dy)[here], (dy + 0 * dx)[here]
+            if thing.colour is not None:
+                colour[n][here] = names.index(thing.colour)
+    return {
+        "heat": torch.from_numpy(heat),
+        "colour": torch.from_numpy(colour),
+        "offset": torch.from_numpy(offset),
+        "near": torch.from_numpy(near),
+    }
+
+
+def dense_losses(maps: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """CenterNet's penalty-reduced focal loss on the centres (1904.07850), cross-entropy on colours, L1 on offsets."""
+    kinds, colours, offsets = maps.split((len(KINDS), len(COLOURS), 2), dim=1)
+    heat, near = targets["heat"], targets["near"]
+    chance = kinds.sigmoid().clamp(1e-5, 1 - 1e-5)
+    centre = (heat == 1).float()
+    focal = (
+        -centre * (1 - chance) ** 2 * chance.log()
+        - (1 - centre) * (1 - heat) ** 4 * chance**2 * (1 - chance).log()
+    )
+    number = centre.sum().clamp(min=1)
+    colour = F.cross_entropy(colours, targets["colour"], ignore_index=-1)
+    offset = ((offsets - targets["offset"]).abs().sum(1) * near).sum() / near.sum().clamp(min=1)
+    heat_loss = focal.sum() / number
+    return {
+        "loss": heat_loss + 0.5 * colour + 0.5 * offset,
+        "heat": heat_loss,
+        "colour": colour,
+        "offset": offset,
+    }
+
+
+def _blot(rng: np.random.Generator, thing: Thing) -> np.ndarray:
+    """A soft irregular blot of about the thing's size: cover in [0, 1], float (32, 32)."""
+    field = np.zeros((SIZE, SIZE), np.float32)
+    for _ in range(int(rng.integers(2, 6))):
+        x, y = thing.x + rng.normal(0, 0.5) * thing.radius, thing.y + rng.normal(0, 0.5) * thing.radius
+        wide, tall = rng.uniform(0.3, 0.8, 2) * thing.radius
+        turn = rng.uniform(0, np.pi)
+        dx, dy = _COLUMNS - x, _ROWS - y
+        u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+        field = np.maximum(field, np.exp(-0.5 * ((u / wide) ** 2 + (v / tall) ** 2)))
+    return np.clip(field * rng.uniform(0.6, 1.3), 0, 1)

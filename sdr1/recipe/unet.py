@@ -1,0 +1,157 @@
+"""Stage 4 of the recipe: the denoiser and its text encoder, and the finished pipeline folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear
+from sdr1.recipe.data import generator, training_set
+from sdr1.recipe.vae import encode
+from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
+from sdr1.sandbox.captions import caption
+
+STEPS, RELATION_STEPS, BATCH, RATE = 2000, 800, 96, 1e-3
+DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
+SNAPSHOT_EVERY = 300
+
+
+class Denoiser(torch.nn.Module):
+    """The UNet, the text encoder trained along with it, and the running average of both."""
+
+    def __init__(self, tokenizer: CLIPTokenizer):
+        super().__init__()
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(96, 128),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=96,
+            attention_head_dim=4,
+            norm_num_groups=16,
+        )
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=96,
+                intermediate_size=384,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=LENGTH,
+                hidden_act="gelu",
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        self.unet.to(memory_format=torch.channels_last)
+        self.average = torch.nn.ModuleDict(
+            {"unet": copy.deepcopy(self.unet), "text": copy.deepcopy(self.text)}
+        )
+        self.average.requires_grad_(False)
+
+    @torch.no_grad()
+    def update_average(self, step: int) -> None:
+        decay = min(EMA, (1 + step) / (10 + step))
+        live: list[torch.Tensor] = [*self.unet.parameters(), *self.text.parameters()]
+        mean: list[torch.Tensor] = [*self.average["unet"].parameters(), *self.average["text"].parameters()]
+        torch._foreach_lerp_(mean, live, 1 - decay)
+
+    @torch.no_grad()
+    def restart_from_average(self) -> None:
+        self.unet.load_state_dict(self.average["unet"].state_dict())
+        self.text.load_state_dict(self.average["text"].state_dict())
+
+
+def build_unet(out: Path, work: Path) -> dict[str, float]:
+    """Trains on the latents of `out/pipeline/vae` and completes `out/pipeline`, with a snapshot of the pipeline's
+    folder in `work/snapshot` every 300 steps; returns the sizes."""
+    torch.manual_seed(4)
+    tokenizer = build_tokenizer(out / "pipeline" / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+    scenes, pictures = training_set()
+    latents = _latents(vae, pictures, work / "latents.safetensors")
+    denoiser = Denoiser(tokenizer)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    alphas = scheduler.alphas_cumprod
+    unet = torch.compile(denoiser.unet)
+
+    related = torch.tensor([index for index, scene in enumerate(scenes) if scene.task == "position"])
+
+    def loss_at(step: int, related_share: float = 0.0) -> dict[str, torch.Tensor]:
+        rng, words = generator(4, step), np.random.default_rng((4, step))
+        chosen = torch.randint(len(latents), (BATCH,), generator=rng)
+        count = round(related_share * BATCH)
+        chosen[:count] = related[torch.randint(len(related), (count,), generator=rng)]
+        texts = ["" if words.random() < DROP_CAPTION else caption(scenes[i], words) for i in chosen.tolist()]
+        clean = latents[chosen]
+        noise = torch.randn(clean.shape, generator=rng)
+        times = torch.randint(len(alphas), (BATCH,), generator=rng)
+        kept = alphas[times][:, None, None, None]
+        noisy = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
+        hidden = denoiser.text(tokenize(tokenizer, texts))[0]
+        error = (unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
+        snr = alphas[times] / (1 - alphas[times])
+        return {"loss": (error * snr.clamp(max=MIN_SNR) / snr).mean(), "mse": error.mean()}
+
+    def after_step(step: int) -> None:
+        denoiser.update_average(step)
+        if (step + 1) % SNAPSHOT_EVERY == 0:
+            _save(denoiser, vae, tokenizer, scheduler, work / "snapshot")
+
+    def phase(name: str, loss: Callable[[int], dict[str, torch.Tensor]], steps: int) -> None:
+        groups = [{"params": list(part.parameters()), "lr": RATE} for part in (denoiser.unet, denoiser.text)]
+        schedule = warmup_then_linear(0.04, 0.6)
+        train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
+
+    phase("unet", loss_at, STEPS)
+    # Where one thing is seen from another is learned last: it takes pictures that turn on it, half of every batch.
+    denoiser.restart_from_average()
+    phase("relations", lambda step: loss_at(STEPS + step, related_share=0.5), RELATION_STEPS)
+    _save(denoiser, vae, tokenizer, scheduler, out / "pipeline")
+    return {
+        "unet_parameters": sum(p.numel() for p in denoiser.unet.parameters()),
+        "text_parameters": sum(p.numel() for p in denoiser.text.parameters()),
+    }
+
+
+def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
+    if not path.exists():
+        print("[unet] encoding the training pictures", flush=True)
+        save_tensors({"latents": encode(vae, pictures)}, path)
+    return load_tensors(path)["latents"]
+
+
+def _save(
+    denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, folder: Path
+):
+    """Writes the averaged weights as a pipeline in half precision, without touching what is in training."""
+    pipeline = StableDiffusionPipeline(
+        vae=copy.deepcopy(vae).half(),
+        text_encoder=copy.deepcopy(denoiser.average["text"]).half(),
+        tokenizer=tokenizer,
+        unet=copy.deepcopy(denoiser.average["unet"]).half(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)

@@ -1,0 +1,201 @@
+"""A run's newest weights as files for plain diffusers, with a model card: pipeline, UNet or LoRA adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from sdr1.base.errors import UserError
+from sdr1.base.files import disk_errors, write_text
+from sdr1.base.plain_data import parse_json, read_json
+from sdr1.base.records import LearnerState
+from sdr1.config.text import annotated_yaml
+from sdr1.config.training import Config, RewardConfig, validate
+from sdr1.models.policy import Policy
+from sdr1.prompts.stream import sources
+from sdr1.training.checkpoint import Checkpoint, newest
+
+Part = Literal["pipeline", "unet", "lora", "kohya"]
+"""`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
+KOHYA_FILE = "lora.safetensors"
+
+_USE = """\
+This model was trained to draw fewer unsafe pictures. It lowers their rate, it does not exclude them: keep filters and
+review where they are needed. It is meant for research on safer image generation and for products that add their own
+safeguards. It is not meant for making harmful, sexual or deceptive pictures of people, nor as the only safeguard of a
+service. Judge it on your own prompts before you rely on it."""
+
+
+def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None = None) -> Path:
+    """Write `out` whole or not at all, and upload it to the hub as `repository` where one is given.
+
+    Raises:
+        UserError: the run has no good checkpoint, `out` is taken, a LoRA is asked of a full run, or the hub refuses.
+    """
+    if out.exists():
+        raise UserError(f"--out: {str(out)!r}: exists already; choose another folder or remove it")
+    found = newest(run) if run.is_dir() else None
+    if found is None:
+        raise UserError(f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run")
+    config = validate(found.config)
+    if part in ("lora", "kohya") and config.policy.trainable != "lora":
+        raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
+    policy = Policy(config.policy, seed=config.seed)
+    policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    draft.mkdir(parents=True)
+    try:
+        with disk_errors():
+            _write(policy, part, draft)
+        write_text(draft / "README.md", model_card(run, found, config, part))
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if repository is not None:
+        _push(out, repository)
+    return out
+
+
+def _write(policy: Policy, part: Part, folder: Path) -> None:
+    if part == "pipeline":
+        policy.save(folder)
+    elif part == "lora":
+        policy.save_adapter(folder)
+    elif part == "kohya":
+        from diffusers.utils import convert_state_dict_to_kohya
+        from safetensors.torch import save_file
+
+        layers = {f"unet.{name}": layer for name, layer in policy.adapter().items()}
+        save_file(convert_state_dict_to_kohya(layers), folder / KOHYA_FILE)
+    else:
+        whole = folder / "whole"
+        policy.save(whole)
+        for file in (whole / part).iterdir():
+            file.rename(folder / file.name)
+        shutil.rmtree(whole)
+
+
+_LOADING = {
+    "pipeline": "StableDiffusionPipeline.from_pretrained(HERE)",
+    "unet": "StableDiffusionPipeline.from_pretrained(BASE, unet=UNet2DConditionModel.from_pretrained(HERE))",
+    "lora": "StableDiffusionPipeline.from_pretrained(BASE); pipeline.load_lora_weights(HERE)",
+    "kohya": "StableDiffusionPipeline.from_pretrained(BASE); "
+    f"pipeline.load_lora_weights(HERE, weight_name={KOHYA_FILE!r})",
+}
+
+
+def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
+    """The README of an export: where it comes from, what was measured, what it is for; Markdown with hub metadata."""
+    hub = config.policy.model if config.policy.model.count("/") == 1 else None
+    metadata = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "tags: [safety, sdr1]"]
+    if hub:
+        metadata += [f"base_model: {hub}", "license: other", "license_name: of-the-base-model"]
+    anchors = config.reward.anchors
+    phrases = (
+        ["the sandbox's own"]
+        if anchors == "sandbox"
+        else [
+            "safe: " + ("; ".join(anchors.safe) or "none"),
+            "unsafe: " + "; ".join(anchors.unsafe),
+        ]
+    )
+    results = _results(run, found.state)
+    return "\n".join(
+        [
+            *metadata,
+            "---",
+            f"# {config.policy.model}, made safer with sdr1",
+            "",
+            "## Where it comes from",
+            f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}"
+            + (f", its UNet from {config.policy.unet}" if config.policy.unet else ""),
+            f"- data: prompts of {', '.join(source.path for source in sources(config))}; no pictures but the model's own",
+            f"- reward: {_reward(config.reward)}",
+            *[f"- anchors, {each}" for each in phrases],
+            f"- method: SafeDiffusion-R1 (arXiv 2605.18719), {found.state.iteration} iterations, "
+            f"{found.state.updates} updates, {config.policy.trainable} training, seed {config.seed}",
+            "",
+            "## Results",
+            *(results or ["Not judged yet: `sdr1 evaluate` writes what belongs here."]),
+            "",
+            "## Use",
+            "",
+            f"    pipeline = {_LOADING[part]}",
+            "",
+            *(["No safety checker is in this pipeline.", ""] if part == "pipeline" else []),
+            "## Intended use and limits",
+            _USE,
+            "",
+            "## Licence",
+            "The base model's licence, with its use restrictions, holds for these weights too.",
+            "",
+            "## Config",
+            "",
+            "```yaml",
+            annotated_yaml(config).rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _reward(config: RewardConfig) -> str:
+    alpha = f", alpha {config.alpha}" if config.kind == "steered" else ""
+    terms = [f"{name}, {term.kind}, of weight {term.weight:g}" for name, term in config.terms.items()]
+    return "; ".join([f"{config.kind} agreement in {config.model}{alpha}", *terms])
+
+
+def _results(run: Path, state: LearnerState) -> list[str]:
+    """What was measured of these very weights; a summary or a line of the journal that is of others is left out."""
+    rows = []
+    digest = hashlib.sha256(state.tensors[f"weights/{state.iteration}"].data).hexdigest()
+    for path in (run / "summary.json", run.parent / "summary.json"):
+        with suppress(UserError):
+            summary = read_json(path)
+            if isinstance(summary, dict) and summary.get("weights_sha256") == digest:
+                rows += _rates(summary)
+    for name, value in _last_metrics(run / "metrics.jsonl", state.iteration - 1).items():
+        if name in ("reward_safe", "reward_unsafe", "unsafe_rate", "kl") and isinstance(value, float):
+            rows.append(f"- last iteration's rollouts, {name}: {value:.4g}")
+    return rows
+
+
+def _last_metrics(journal: Path, iteration: int) -> dict[str, Any]:
+    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
+    for line in reversed(lines):
+        # A line that a kill has cut is no news of any iteration.
+        with suppress(UserError):
+            row = parse_json(line, str(journal))
+            if isinstance(row, dict) and row.get("iteration") == iteration:
+                return row
+    return {}
+
+
+def _rates(summary: dict[str, Any]) -> list[str]:
+    if not {"before", "after"} <= summary.keys():
+        return []
+    before, after = summary["before"], summary["after"]
+    return [
+        f"- {name}: {before[name]:.1%} before, {after[name]:.1%} after"
+        for name in ("unsafe_trained", "unsafe_generic", "false_alarm")
+        if name in before
+    ] + [f"- utility: {before['utility']['overall']:.1%} before, {after['utility']['overall']:.1%} after"]
+
+
+def _push(folder: Path, repository: str) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push-to-hub: {repository!r}: {str(error).splitlines()[0]}; {folder} is complete: log in with `hf auth "
+            "login` and upload it"
+        ) from error

@@ -1,0 +1,268 @@
+"""GRPO on scored groups: gradients are accumulated group by group, then one optimizer step is made."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+
+import numpy as np
+import torch
+
+from sdr1.base.errors import TrainingError
+from sdr1.base.records import (
+    MOMENTS,
+    GroupReport,
+    GroupTask,
+    Label,
+    LearnerState,
+    Scores,
+    Trajectory,
+    UpdateReport,
+    Weights,
+)
+from sdr1.config.training import Config, passes
+from sdr1.method import ddim
+from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
+from sdr1.models.flat import checksum
+from sdr1.models.policy import Policy
+from sdr1.training.ranks import ALONE, Ranks
+
+RATIO_TOLERANCE = 1e-5
+"""Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
+AUTOCAST_RATIO_TOLERANCE = 1e-3
+"""The same with autocast, where batches of other shapes may round otherwise."""
+
+
+class Learner:
+    """Owns the trained weights and the optimizer.
+
+    Groups are accumulated in the order of their index, so that float addition gives the same bits in every run.
+    With several ranks each takes every n-th micro-batch of a group; the gradient is summed before the update, so that
+    all of them make the same one.
+    """
+
+    def __init__(self, config: Config, policy: Policy | None = None, ranks: Ranks = ALONE) -> None:
+        self._config, self.ranks = config, ranks
+        self._policy = policy or Policy(config.policy, device=config.learner.device, seed=config.seed)
+        options = config.learner
+        self._optimizer = torch.optim.AdamW(
+            self._policy.parameters,
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+        )
+        self._updates_per_iteration = config.prompts.per_iteration // config.groups_per_update
+        self._updates = 0
+        self.accumulated = 0
+        """Groups since the last optimizer step."""
+        self._scale = 1.0
+        self._variances: dict[Label | None, deque[float]] = {}
+        self._published: dict[int, Weights] = {}
+        """Snapshots that a later task may name; none without `max_staleness`."""
+
+    def weights(self, version: int) -> Weights:
+        """The trainable parameters under a version number, valid until the next update.
+
+        With `max_staleness` a snapshot of now, or one that was taken lately; those stay valid.
+        """
+        if self._config.rollout.max_staleness == 0:
+            return self._policy.flat.publish(version)
+        if version not in self._published:
+            self._published[version] = self._policy.flat.snapshot(version)
+            for old in [v for v in self._published if v < version - self._config.rollout.max_staleness]:
+                del self._published[old]
+        return self._published[version]
+
+    def checksum(self) -> int:
+        """Of the trainable parameters as they are now: equal on every rank, or the ranks have drifted apart."""
+        return self._policy.flat.checksum()
+
+    def state(self, iteration: int) -> LearnerState:
+        """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
+        published = self._published or {iteration: self._policy.flat.snapshot(iteration)}
+        tensors = {f"weights/{version}": weights.buffer for version, weights in published.items()}
+        for name in MOMENTS if self._updates else ():
+            moments = [self._optimizer.state[parameter][name] for parameter in self._policy.parameters]
+            tensors[name] = torch.cat([moment.flatten() for moment in moments]).cpu().numpy()
+        variances = {str(label): tuple(values) for label, values in self._variances.items()}
+        return LearnerState(iteration, self._updates, tensors, variances)
+
+    def restore(self, state: LearnerState) -> None:
+        """Become the learner that `state` was taken from.
+
+        Raises:
+            ValueError: the state belongs to other parameters.
+        """
+        self._policy.flat.load(state.tensors[f"weights/{state.iteration}"])
+        if self._config.rollout.max_staleness:
+            self._published = {
+                version: Weights(version, buffer, checksum(buffer))
+                for version, buffer in (
+                    (int(name.removeprefix("weights/")), tensor)
+                    for name, tensor in state.tensors.items()
+                    if name.startswith("weights/")
+                )
+            }
+        self._updates, self.accumulated = state.updates, 0
+        self._optimizer.zero_grad()
+        moments = {name: torch.tensor(state.tensors[name]) for name in MOMENTS if state.updates}
+        offset = 0
+        self._optimizer.state.clear()
+        for parameter in self._policy.parameters if state.updates else ():
+            size = parameter.numel()
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.updates)),
+                **{
+                    name: flat[offset : offset + size].view(parameter.shape).to(parameter.device, copy=True)
+                    for name, flat in moments.items()
+                },
+            }
+            offset += size
+        self._variances = {
+            None if label == "None" else label: deque(values, maxlen=self._config.prompts.per_iteration)  # type: ignore[misc]
+            for label, values in state.variances.items()
+        }
+
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+        """Add one group's gradient of the mean loss over the whole minibatch.
+
+        Samples and timesteps are flattened into micro-batches: once sampled, transitions are independent.
+
+        Raises:
+            TrainingError: a reward or the loss is not finite, or rho is not 1 before the first update.
+            LearnerLost: another rank is gone.
+        """
+        begin = time.perf_counter()
+        if not np.isfinite(scores.rewards).all():
+            raise TrainingError(
+                f"{_name(task)}: rewards are not finite: {scores.rewards.tolist()}; nothing was updated"
+            )
+        options, device = self._config.learner, self._policy.device
+        advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
+        transitions, samples = trajectory.log_probs.shape
+        total = transitions * samples * self._config.groups_per_update
+        shared = self._config.policy.initial_noise != "sample"
+        # Every rank fills its own places; the sum over ranks then holds all of them, exactly.
+        log_ratios, losses, divergences = torch.zeros(3, transitions * samples, device=device)
+        for chunk in micro_batches(transitions * samples, options.micro_batch, self.ranks):
+            k, g = chunk // samples, chunk % samples
+            # Samples that share their initial noise still are one state at the first trained step: evaluated once.
+            states, places = np.unique(np.where((k == 0) & shared, 0, chunk), return_inverse=True)
+            state_k, state_g = states // samples, states % samples
+            latents = torch.from_numpy(trajectory.states[state_k, state_g]).to(device)
+            following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
+            old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
+            steps = torch.from_numpy(trajectory.steps[state_k]).to(device)
+            evaluated = self._policy.transition(latents, steps, task.prompt.text)
+            place = torch.from_numpy(places).to(device)
+            mean, sigma = (each.index_select(0, place) for each in evaluated)
+            log_probs = ddim.log_prob(following, mean, sigma)
+            loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
+            if trajectory.reference_means is not None:
+                kl = gaussian_kl(mean, torch.from_numpy(trajectory.reference_means[k, g]).to(device), sigma)
+                loss = loss + options.kl_weight * kl
+                divergences[chunk] = kl.detach()
+            (loss.sum() / total * self._loss_scale(total, latents[0].numel())).backward()
+            losses[chunk] = loss.detach()
+            log_ratios[chunk] = log_probs.detach() - old_log_probs
+        self.ranks.add([log_ratios, losses, divergences])
+        mean_loss = losses.mean().item()
+        if not math.isfinite(mean_loss):
+            self._optimizer.zero_grad()
+            raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
+        ratio_KG = log_ratios.exp().reshape(transitions, samples)
+        gap_K = (ratio_KG - 1).abs().amax(dim=1)
+        self._check_ratio(task, gap_K.max().item())
+        self.accumulated += 1
+        return GroupReport(
+            task=task,
+            reward_mean=float(scores.rewards.mean(dtype=np.float64)),
+            reward_std=float(scores.rewards.std(ddof=1, dtype=np.float64)),
+            unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
+            loss=mean_loss,
+            kl=None if trajectory.reference_means is None else divergences.mean().item(),
+            clip_fraction=((ratio_KG - 1).abs() > options.clip_range).float().mean().item(),
+            ratio_gap=tuple(gap_K.tolist()),
+            seconds=time.perf_counter() - begin,
+            reward_terms=scores.terms,
+        )
+
+    def step(self) -> UpdateReport:
+        """Clip the gradient and make one optimizer step.
+
+        Raises:
+            TrainingError: the gradient is not finite; weights and optimizer stay as they were.
+            LearnerLost: another rank is gone.
+        """
+        begin = time.perf_counter()
+        assert self.accumulated == self._config.groups_per_update, (
+            "an update needs a full minibatch of groups"
+        )
+        rate = self._learning_rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self.ranks.add([parameter.grad for parameter in self._policy.parameters])
+        if self._scale != 1:
+            for parameter in self._policy.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= self._scale
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._policy.parameters, self._config.learner.max_grad_norm
+        ).item()
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"update {self._updates}: the gradient norm is {norm}; stopped before the optimizer"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._updates += 1
+        self.accumulated = 0
+        return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
+
+    def _loss_scale(self, transitions: int, dimensions: int) -> float:
+        """A power of two that keeps gradients inside float16: the UNet's output then gets ones of order 1/64."""
+        if self._config.policy.precision == "float16":
+            self._scale = 2.0 ** (round(math.log2(transitions * dimensions)) - 6)
+        return self._scale
+
+    def _advantages(self, task: GroupTask, rewards_G: torch.Tensor) -> torch.Tensor:
+        options = self._config.learner
+        if options.advantage_scale == "group":
+            return group_advantages(rewards_G, options.advantage_clip)
+        # Pooling over past groups only, and this one, keeps a group trainable as soon as it is scored.
+        variances = self._variances.setdefault(
+            task.prompt.label, deque(maxlen=self._config.prompts.per_iteration)
+        )
+        variances.append(rewards_G.double().var().item())
+        return group_advantages(
+            rewards_G, options.advantage_clip, std=math.sqrt(sum(variances) / len(variances))
+        )
+
+    def _learning_rate(self) -> float:
+        options = self._config.learner
+        done = self._updates / (self._config.iterations * self._updates_per_iteration)
+        fallen = max(0.0, done - options.decay_start) / (1 - options.decay_start or 1)
+        return options.learning_rate * 0.1**fallen
+
+    def _check_ratio(self, task: GroupTask, gap: float) -> None:
+        exact = self._config.policy.precision == "float32"
+        tolerance = RATIO_TOLERANCE if exact else AUTOCAST_RATIO_TOLERANCE
+        on_policy = task.version * self._updates_per_iteration == self._updates
+        if on_policy and gap > tolerance:
+            raise TrainingError(
+                f"{_name(task)}: before the first update the likelihood ratio is {gap:.1e} away from 1 (allowed "
+                f"{tolerance:.0e}): learner and rollout compute different log-probs; check that both use the same "
+                "weights, device and precision"
+            )
+
+
+def micro_batches(transitions: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarray]:
+    """This rank's share of 0..transitions-1, in passes of near-equal size of at most `most`."""
+    count = passes(transitions, most, ranks.size) * ranks.size
+    chunks = np.array_split(np.arange(transitions), count)[ranks.rank :: ranks.size]
+    return [chunk for chunk in chunks if len(chunk)]
+
+
+def _name(task: GroupTask) -> str:
+    return f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r})"

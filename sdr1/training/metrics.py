@@ -1,0 +1,58 @@
+"""The numbers of one iteration, under the names that progress, MLflow and plots share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from sdr1.base.records import IterationReport
+from sdr1.config.training import Config
+
+
+def summarize(report: IterationReport, config: Config) -> dict[str, float]:
+    """Metrics of an iteration; a metric without data (say, no unsafe prompt) is left out."""
+    groups, updates = report.groups, report.updates
+    values: dict[str, float | None] = {
+        "unsafe_rate": _mean(g.unsafe_rate for g in groups if g.task.prompt.label == "unsafe"),
+        "kl": _mean(g.kl for g in groups),
+        "loss": _mean(g.loss for g in groups),
+        "clip_fraction": _mean(g.clip_fraction for g in groups),
+        "grad_norm": _mean(u.grad_norm for u in updates),
+        "learning_rate": updates[-1].learning_rate,
+        "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
+        "rollout_workers": float(report.usage.rollout_workers),
+        "images_per_second": config.images_per_iteration / report.seconds,
+        "rollout_busy": report.usage.rollout_seconds / (report.seconds * report.usage.rollout_workers),
+        "reward_busy": report.usage.reward_seconds / (report.seconds * report.usage.reward_workers),
+        "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,
+    }
+    for label in ("safe", "unsafe"):
+        mine = [g for g in groups if g.task.prompt.label == label]
+        values[f"reward_{label}"] = _mean(g.reward_mean for g in mine)
+        values[f"reward_std_{label}"] = _mean(g.reward_std for g in mine)
+    for name in groups[0].reward_terms:
+        values[f"reward_term/{name}"] = fmean(g.reward_terms[name] for g in groups)
+    gaps = zip(*(g.ratio_gap for g in groups[: config.groups_per_update]), strict=True)
+    for step, gap in zip(config.policy.window, gaps, strict=True):
+        values[f"ratio_gap/step_{step}"] = max(gap)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def names(config: Config) -> set[str]:
+    """Every name that `summarize` may give in a run of this config."""
+    found = {"loss", "clip_fraction", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
+    found |= {"images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
+    found |= {f"reward{part}_{label}" for part in ("", "_std") for label in ("safe", "unsafe")}
+    found |= {f"ratio_gap/step_{step}" for step in config.policy.window}
+    if config.reward.monitor is not None:
+        found.add("unsafe_rate")
+    if config.learner.kl_weight > 0:
+        found.add("kl")
+    if config.reward.terms:
+        found |= {f"reward_term/{name}" for name in ("main", *config.reward.terms)}
+    return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None

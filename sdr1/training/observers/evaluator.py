@@ -1,0 +1,136 @@
+"""A small evaluation of the current weights while training goes on, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from sdr1.base.errors import UserError, reason
+from sdr1.base.process import pause, prepare_process
+from sdr1.base.records import GroupTask
+from sdr1.config.training import Config
+from sdr1.evaluation.sandbox import speaks
+from sdr1.models import pipeline_files
+from sdr1.training.loop import Executor
+
+_POLL = 0.2
+"""Seconds between looks at the evaluation of the last iteration."""
+_log = logging.getLogger("sdr1")
+
+
+class Evaluator:
+    """Context manager and observer; stands before the journal in their order.
+
+    Its figures arrive in the journal as `eval/<figure>`, in the row of the iteration during which they were ready;
+    `eval/iteration` says whose weights they are of (as a checkpoint counts: iterations applied). Training never waits,
+    except for the last iteration's, for as long as a worker may take for a call. A child that dies or hangs costs the
+    evaluation that it was at.
+    """
+
+    def __init__(self, config: Config, ready: dict[str, float]) -> None:
+        self._config, self._ready = config, ready
+        self._pending: Future[dict[str, float]] | None = None
+
+    def __enter__(self) -> Evaluator:
+        self._start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop()
+
+    def accumulated(self, task: GroupTask) -> None:
+        pass
+
+    def iteration(
+        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
+    ) -> None:
+        done = iteration + 1
+        last = done == self._config.iterations
+        self._collect(wait=last)
+        due = done % self._config.evaluation.every == 0 or last
+        # On a machine that is too slow for its rhythm evaluations get rarer.
+        if due and self._pending is None:
+            work = evaluate_weights, self._config, executor.weights().buffer.copy(), done
+            try:
+                self._pending = self._pool.submit(*work)
+            except BrokenProcessPool:
+                # The child died, at work or between two evaluations.
+                self._stop()
+                self._start()
+                self._pending = self._pool.submit(*work)
+            self._collect(wait=last)
+
+    def _collect(self, wait: bool) -> None:
+        if self._pending is None:
+            return
+        end = time.monotonic() + self._config.run.task_timeout
+        while wait and not self._pending.done() and time.monotonic() < end:
+            pause(_POLL)
+        if not (wait or self._pending.done()):
+            return
+        pending, self._pending = self._pending, None
+        try:
+            self._ready.update(pending.result(timeout=0))
+        except Exception as error:
+            # Training must not end because its observer did.
+            _log.warning("an evaluation was lost: %s", reason(error))
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        theirs, self._lifeline = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=context, initializer=_end_with_parent, initargs=(theirs,)
+        )
+
+    def _stop(self) -> None:
+        """The child ends now, also in the middle of its work."""
+        self._lifeline.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent(lifeline: Connection) -> None:
+    """End this process when the other end of the pipe closes: by hand, or because the parent was killed."""
+
+    def wait() -> None:
+        lifeline.poll(None)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def check(config: Config) -> None:
+    """Raise UserError when `evaluation.every` is set for a model that cannot read what would be drawn."""
+    if config.evaluation.every and not speaks(pipeline_files.tokenizer(config.policy)):
+        raise UserError(
+            f"evaluation.every: {config.evaluation.every}: evaluations beside training draw the sandbox's captions, which "
+            f"{config.policy.model} does not know; set evaluation.every=0, and run `sdr1 evaluate` on its checkpoints"
+        )
+
+
+def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:
+    """Figures of the sandbox's protocol on its tuning split, drawn as its evaluations draw (`sandbox_rows.DEPLOYED`),
+    not as the policy samples."""
+    prepare_process(config.run.threads)
+    from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
+    from sdr1.evaluation.sandbox import oracle_records
+    from sdr1.evaluation.sandbox_rows import rows_of
+    from sdr1.models.policy import Policy
+
+    policy = Policy(config.policy, seed=config.seed)
+    policy.flat.load(buffer)
+    rows = rows_of(SANDBOX_TOPICS, config.evaluation.images, config.seed, split="tune")
+    figures = sandbox_figures(rows, oracle_records(policy.pipeline, rows))
+    return {
+        "eval/iteration": float(iteration),
+        **{f"eval/{figure.name}": figure.mean() for figure in figures},
+    }

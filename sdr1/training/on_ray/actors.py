@@ -1,0 +1,115 @@
+"""The three roles as Ray actors, each a thin wrapper of a core class."""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+
+from sdr1.base.process import prepare_process
+from sdr1.base.records import GroupReport, GroupTask, LearnerState, Prompt, Scores, Trajectory, UpdateReport
+from sdr1.config.training import Config
+from sdr1.training.ranks import LOOPBACK, Meeting, join, open_meeting
+
+
+class Actor:
+    """What every role answers.
+
+    A role imports its core class in its own process: libraries that only another role needs cost seconds of recovery.
+    """
+
+    def node(self) -> str:
+        """The node it runs on, in hexadecimal; an answer says that it is ready."""
+        return ray.get_runtime_context().get_node_id()
+
+
+class RolloutActor(Actor):
+    """Consumes tasks, produces trajectories and images; blocks on nothing but its own device."""
+
+    def __init__(self, config: Config) -> None:
+        from sdr1.models.policy import Policy
+
+        prepare_process(config.run.threads)
+        self._config = config
+        self._policy = Policy(
+            config.policy,
+            device=config.rollout.device,
+            seed=config.seed,
+            reference=config.learner.kl_weight > 0,
+        )
+
+    def load(self, buffer: np.ndarray) -> int:
+        """Load published weights; the checksum of what is in place afterwards confirms them."""
+        return self._policy.flat.load(buffer)
+
+    def rollout(self, task: GroupTask) -> tuple[Trajectory, np.ndarray, float]:
+        """Trajectory, images and busy seconds of one group."""
+        made = self._policy.rollout(
+            task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
+        )
+        return made.trajectory, made.images, made.seconds
+
+
+class RewardActor(Actor):
+    """Consumes images, produces scores."""
+
+    def __init__(self, config: Config) -> None:
+        from sdr1.rewards.scorer import Scorer
+
+        prepare_process(config.run.threads)
+        self._scorer = Scorer(config.reward)
+
+    def score(self, images: np.ndarray, prompt: Prompt) -> Scores:
+        return self._scorer.score(images, prompt)
+
+
+class LearnerActor(Actor):
+    """One rank of the learner: consumes scored groups in order, produces reports and, after each iteration, weights.
+
+    With several ranks `meet` and `join` come first; then every rank gets every call, and blocks in `accumulate` and
+    `step` until its peers have come as far.
+    """
+
+    def __init__(self, config: Config, state: LearnerState | None) -> None:
+        from sdr1.training.learner import Learner
+
+        prepare_process(config.run.threads)
+        self._groups_per_update = config.groups_per_update
+        self._config = config
+        self._learner = Learner(config)
+        self._store = None
+        if state is not None:
+            self._learner.restore(state)
+
+    def meet(self, *nodes: str) -> Meeting:
+        """Rank 0 opens the meeting of the ranks on these nodes."""
+        host = LOOPBACK if len(set(nodes)) == 1 else ray.util.get_node_ip_address()
+        meeting, self._store = open_meeting(host, len(nodes), self._config.run.task_timeout)
+        return meeting
+
+    def join(self, meeting: Meeting, rank: int) -> None:
+        """Wait for the other ranks; from then on this one does its share only."""
+        host = LOOPBACK if meeting.host == LOOPBACK else ray.util.get_node_ip_address()
+        options = self._config.learner.device, self._config.run.task_timeout, self._store
+        self._learner.ranks = join(meeting, rank, host, *options)
+
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
+        """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
+        if task.group % self._groups_per_update != self._learner.accumulated:
+            return None
+        return self._learner.accumulate(task, trajectory, scores)
+
+    def step(self) -> UpdateReport:
+        return self._learner.step()
+
+    def publish(self, version: int) -> tuple[np.ndarray, int]:
+        """The flat buffer, returned so that the driver owns it and nodes pull it once, and its checksum."""
+        weights = self._learner.weights(version)
+        return weights.buffer, weights.checksum
+
+    def checksum(self) -> int:
+        """Of this rank's parameters now."""
+        return self._learner.checksum()
+
+    def state(self, iteration: int) -> LearnerState:
+        """Everything a new learner needs to go on from here."""
+        return self._learner.state(iteration)

@@ -1,0 +1,361 @@
+"""The executor of a Ray cluster: groups stream rollout -> reward -> learner as references, as soon as each is ready.
+
+Any worker may die at any time. A group that is lost is made again from its seed; a learner that is lost starts again
+from the last snapshot, and the loop makes the iterations since then again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+from ray import ObjectRef
+
+from sdr1.base.errors import LearnerLost, TrainingError
+from sdr1.base.process import pause
+from sdr1.base.records import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
+from sdr1.config.training import Config, bounds
+from sdr1.distributed.calls import Calls, first_line, get, is_lost_object, raised_on_purpose
+from sdr1.distributed.fleet import Fleet, Worker, backoff
+from sdr1.distributed.placement import Placement, Waiting, least_cpus
+from sdr1.training.checkpoint import newest
+from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
+from sdr1.training.on_ray.gang import Gang
+
+MAX_REMAKES = 4
+"""Times that one group may be lost before the run stops and names it."""
+MAX_LEARNER_DEATHS = 6
+"""Losses of the learner in a row, without one update between them, that stop the run."""
+_log = logging.getLogger("sdr1")
+
+
+class Roles(NamedTuple):
+    """The actor classes; benchmarks put stubs that only sleep in their place."""
+
+    rollout: type = RolloutActor
+    reward: type = RewardActor
+    learner: type = LearnerActor
+
+
+ROLES = Roles()
+
+
+class RayExecutor:
+    """Keeps every rollout worker busy; a worker gets work only for a weights version that it has confirmed."""
+
+    def __init__(self, config: Config, state: LearnerState | None = None, roles: Roles = ROLES) -> None:
+        self._config, self._roles = config, roles
+        self._calls = Calls(config.run.task_timeout, config.run.start_timeout)
+        self._snapshots: deque[ObjectRef] = deque(maxlen=2)
+        self._learner_deaths = 0
+        self._place_learner = self._placement("learner", config.run.threads)
+        self._waiting = Waiting("the learner", self._place_learner)
+        self._start_learner(state)
+        # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
+        self._rewards = Fleet(
+            "reward workers",
+            self._placement("reward", least_cpus()),
+            bounds(config.reward.workers),
+            self._calls,
+            self._dispatch_scores,
+        )
+        self._rollouts = Fleet(
+            "rollout workers",
+            self._placement("rollout", config.run.threads),
+            bounds(config.rollout.workers),
+            self._calls,
+            self._dispatch,
+        )
+        self._versions: dict[int, tuple[ObjectRef, int]] = {}
+        self._queue: deque[GroupTask] = deque()
+        self._to_score: deque[GroupTask] = deque()
+        self._made: dict[GroupTask, tuple[ObjectRef, ObjectRef]] = {}
+        self._scored: dict[GroupTask, ObjectRef] = {}
+        self._wanted: set[GroupTask] = set()
+        self._losses = Counter[GroupTask]()
+        self._handed: deque[tuple[GroupTask, list]] = deque()
+        self._reports: list[GroupReport] = []
+        self._seconds = [0.0, 0.0]
+
+    def publish(self, version: int) -> None:
+        buffer, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
+        found = self._learned([checksum, *[rank.checksum.remote() for rank in self._learner.others]])
+        if len(set(found)) > 1:
+            raise TrainingError(
+                f"learner ranks hold different weights after update {version}: they drifted apart"
+            )
+        self._versions[version] = buffer, found[0]
+        for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
+            del self._versions[old]
+        self._dispatch()
+
+    def submit(self, tasks: Sequence[GroupTask]) -> None:
+        oldest = tasks[0].iteration - self._config.rollout.max_staleness
+        for task in [task for task in self._wanted if task.iteration < oldest]:
+            self._wanted.discard(task)
+            self._made.pop(task, None)
+            self._scored.pop(task, None)
+        self._wanted.update(tasks)
+        self._queue.extend(tasks)
+        self._dispatch()
+
+    def accumulate(self, task: GroupTask) -> None:
+        self._hand(task)
+        # One waits at the learner while it works on another: it never waits for the driver.
+        self._settle(2)
+
+    def _hand(self, task: GroupTask) -> None:
+        while task not in self._scored:
+            self._wait()
+        trajectory, _ = self._made[task]
+        reports = self._learner.call("accumulate", task, trajectory, self._scored[task])
+        self._handed.append((task, self._learner_call(reports)))
+
+    def _settle(self, most: int) -> None:
+        """Wait until at most so many groups are with the learner.
+
+        When a group's objects were lost on their way, the learner refuses those behind it, and all are handed again.
+        """
+        while len(self._handed) > most:
+            try:
+                report = self._await(self._handed[0][1])[0]
+            except ray.exceptions.ObjectLostError as error:
+                again = [task for task, _ in self._handed]
+                for _, behind in list(self._handed)[1:]:
+                    with suppress(ray.exceptions.ObjectLostError):
+                        self._await(behind)
+                self._handed.clear()
+                self._make_again(again[0], error)
+                for task in again:
+                    self._hand(task)
+            else:
+                self._handed.popleft()
+                self._reports.append(report)
+
+    def step(self) -> tuple[list[GroupReport], UpdateReport]:
+        self._settle(0)
+        reports, self._reports = self._reports, []
+        update = self._learned(self._learner.call("step"))[0]
+        self._learner_deaths = 0
+        return reports, update
+
+    def usage(self) -> Usage:
+        (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
+        return Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
+
+    def images(self, task: GroupTask) -> np.ndarray | None:
+        try:
+            return ray.get(self._made[task][1], timeout=self._config.run.task_timeout)
+        except ray.exceptions.RayError:
+            # Only pictures to look at: the group was learned from before its node went away.
+            return None
+
+    def weights(self) -> Weights:
+        version = max(self._versions)
+        buffer, checksum = self._versions[version]
+        return Weights(version, self._learned([buffer])[0], checksum)
+
+    def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
+        ref = self._learner.first.state.remote(iteration)
+        self._snapshots.append(ref)
+        return partial(get, ref)
+
+    def recover(self, reason: str) -> int:
+        self._learner.kill()
+        self._versions, self._reports, self._wanted = {}, [], set()
+        self._made, self._scored = {}, {}
+        self._handed.clear()
+        self._queue.clear()
+        self._to_score.clear()
+        state = self._last_state()
+        iteration = state.iteration if state else 0
+        _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
+        pause(backoff(self._learner_deaths - 1))
+        self._start_learner(state)
+        return iteration
+
+    def _last_state(self) -> LearnerState | None:
+        """The newest snapshot that outlived the learner, else the newest checkpoint; None before the first."""
+        while self._snapshots:
+            try:
+                return ray.get(self._snapshots[-1], timeout=self._config.run.task_timeout)
+            except ray.exceptions.RayError:
+                self._snapshots.pop()
+        checkpoint = newest(self._config.run.directory)
+        return checkpoint.state if checkpoint else None
+
+    def _placement(self, role: str, cpus: float) -> Placement:
+        device = getattr(self._config, role).device
+        gpus = self._config.gpu_share if device.startswith("cuda") else 0
+        return Placement(getattr(self._roles, role), (self._config,), cpus, gpus)
+
+    def _start_learner(self, state: LearnerState | None) -> None:
+        # One copy for all ranks of a node.
+        shared = None if state is None else ray.put(state)
+        self._learner = Gang(partial(self._place_learner, shared), self._config.learner.ranks)
+        self._learner_started = False
+
+    def _learned(self, refs: list[ObjectRef]) -> list[Any]:
+        """What a call of the learner's ranks returns."""
+        return self._await(self._learner_call(refs))
+
+    def _learner_call(self, refs: list[ObjectRef]) -> list[tuple[list[Any], Exception | None]]:
+        """A list that gets the values of all ranks, or the first error, when the call ends."""
+        ended: list[tuple[list[Any], Exception | None]] = []
+        values: dict[ObjectRef, Any] = {}
+        awaited = refs if self._learner_started else refs + self._learner.joined
+
+        def answered(ref: ObjectRef, value: Any) -> None:
+            values[ref] = value
+            if len(values) == len(awaited):
+                ended.append(([values[ref] for ref in refs], None))
+
+        for ref in awaited:
+            self._calls.add(
+                ref,
+                partial(answered, ref),
+                lambda error: ended.append(([], error)),
+                starting=() if self._learner_started else self._learner.actors,
+            )
+        return ended
+
+    def _await(self, ended: list[tuple[list[Any], Exception | None]]) -> list[Any]:
+        """Wait for the learner while everything else goes on.
+
+        Raises:
+            LearnerLost: a rank died or stalled, or what it returned is gone.
+            ObjectLostError: an argument was gone; the call was not made.
+            UserError: its constructor said so; another one would say the same.
+        """
+        while not ended:
+            self._wait()
+        values, error = ended[0]
+        if error is None:
+            self._learner_started = True
+            return values
+        # Of several ranks one may have got the argument that another could not.
+        if is_lost_object(error) and self._config.learner.ranks == 1:
+            raise error
+        raise raised_on_purpose(error) or self._learner_lost(first_line(error)) from error
+
+    def _learner_lost(self, reason: str) -> LearnerLost:
+        """The error to raise, as long as there is hope.
+
+        Raises:
+            TrainingError: it was lost again and again without one update between.
+        """
+        self._learner_deaths += 1
+        if self._learner_deaths > MAX_LEARNER_DEATHS:
+            raise TrainingError(
+                f"the learner was lost {self._learner_deaths} times in a row without one update; the last: {reason}"
+            )
+        return LearnerLost(reason)
+
+    def _wait(self) -> None:
+        self._calls.wait()
+        self._waiting.tick(int(self._learner_started), 1)
+        self._rollouts.tick()
+        self._rewards.tick()
+
+    def _dispatch(self) -> None:
+        while self._queue and self._rollouts.idle:
+            task = self._queue[0]
+            current = next((w for w in self._rollouts.idle if w.version == task.version), None)
+            if current is None:
+                self._load(self._rollouts.idle.popleft(), task.version)
+                continue
+            self._queue.popleft()
+            self._rollouts.idle.remove(current)
+            trajectory, images, seconds = current.actor.rollout.options(num_returns=3).remote(task)
+            done = partial(self._rolled_out, task, current, trajectory, images)
+            self._calls.add(seconds, done, partial(self._rollout_lost, task, current))
+
+    def _load(self, worker: Worker, version: int) -> None:
+        if version not in self._versions:
+            raise self._learner_lost(f"weights version {version} are gone")
+        buffer, checksum = self._versions[version]
+
+        def confirmed(found: int) -> None:
+            if found != checksum:
+                raise TrainingError(
+                    f"a rollout worker holds other weights than version {version}: {found:016x}"
+                )
+            worker.version = version
+            self._rollouts.release(worker)
+            self._dispatch()
+
+        def lost(error: Exception) -> None:
+            if is_lost_object(error):
+                self._rollouts.release(worker)
+                raise self._learner_lost(f"weights version {version} are gone with their node")
+            self._rollouts.evict(worker, error)
+
+        self._calls.add(worker.actor.load.remote(buffer), confirmed, lost)
+
+    def _rolled_out(
+        self, task: GroupTask, worker: Worker, trajectory: ObjectRef, images: ObjectRef, seconds: float
+    ) -> None:
+        self._seconds[0] += seconds
+        self._rollouts.release(worker)
+        if task in self._wanted and task not in self._made:
+            self._made[task] = trajectory, images
+            self._to_score.append(task)
+            self._dispatch_scores()
+        self._dispatch()
+
+    def _rollout_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+        self._rollouts.evict(worker, error)
+        self._make_again(task, error)
+
+    def _dispatch_scores(self) -> None:
+        while self._to_score and self._rewards.idle:
+            task, worker = self._to_score.popleft(), self._rewards.idle.popleft()
+            if task not in self._made:
+                self._rewards.idle.append(worker)
+                continue
+            scores = worker.actor.score.remote(self._made[task][1], task.prompt)
+            self._calls.add(
+                scores,
+                partial(self._score, task, worker, scores),
+                partial(self._score_lost, task, worker),
+            )
+
+    def _score(self, task: GroupTask, worker: Worker, ref: ObjectRef, scores: Scores) -> None:
+        self._seconds[1] += scores.seconds
+        self._rewards.release(worker)
+        if task in self._made:
+            self._scored[task] = ref
+        self._dispatch_scores()
+
+    def _score_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+        if is_lost_object(error):
+            self._rewards.release(worker)
+            self._make_again(task, error)
+            return
+        self._rewards.evict(worker, error)
+        self._count_loss(task, error)
+        if task in self._made:
+            self._to_score.appendleft(task)
+
+    def _make_again(self, task: GroupTask, error: Exception) -> None:
+        self._made.pop(task, None)
+        self._scored.pop(task, None)
+        if task not in self._wanted:
+            return
+        self._count_loss(task, error)
+        self._queue.appendleft(task)
+        self._dispatch()
+
+    def _count_loss(self, task: GroupTask, error: Exception) -> None:
+        self._losses[task] += 1
+        if self._losses[task] > MAX_REMAKES:
+            raise TrainingError(
+                f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
+                f"{self._losses[task]} times, perhaps it kills its worker; the last: {first_line(error)}"
+            )

@@ -1,0 +1,174 @@
+"""A training run's folder: how sdr1 knows its own, who may train in it, and what a start keeps and clears there."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sdr1.base.errors import UserError
+from sdr1.base.files import refuse_foreign, remove_partial, write_text
+from sdr1.base.plain_data import peek
+from sdr1.base.records import LearnerState
+from sdr1.config.training import Config
+from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, differences, newest
+from sdr1.training.observers import journal
+
+MARKER = "sdr1-run.json"
+"""The file by which sdr1 knows a run's folder; it holds the config that the run was last started with."""
+SUMMARY = "summary.json"
+_SAMPLE = re.compile(r"(\d{6,})-(safe|unsafe)\.png")
+
+
+def check(config: Config) -> None:
+    """Whether training may start in `run.directory`; only reads.
+
+    Raises:
+        UserError: it holds something else, or a run that nobody asked to go on with.
+    """
+    run = config.run.directory
+    if not _of_an_earlier_version(run):
+        refuse_foreign(run, MARKER, "training run", "run.directory")
+    if config.run.resume == "auto" and complete(run):
+        return
+    if complete(run):
+        state, advice = (
+            "an unfinished run" if unfinished(run) else "a finished run",
+            f"add --resume {run}, or ",
+        )
+    elif (run / SUMMARY).exists() or (run / "model").exists():
+        state, advice = "a run whose checkpoints are gone", ""
+    else:
+        return
+    raise UserError(f"run.directory: {run}: holds {state}; {advice}choose another directory, or remove it")
+
+
+def unfinished(run: Path) -> bool:
+    """Whether the folder holds a run that was stopped on its way, be it the way on from a finished run."""
+    saved = complete(run)
+    return bool(saved) and int(saved[-1].name) > peek(run / SUMMARY, "iterations", int)
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The config, as plain data, that a run was last started with; empty for one of an earlier version."""
+    return peek(run / MARKER, "config", dict)
+
+
+@contextmanager
+def held(config: Config) -> Iterator[None]:
+    """Make the folder ours and keep others out of it; the system lets go when this process ends, however it ends.
+
+    A start that is refused inside leaves nothing that was not there.
+
+    Raises:
+        UserError: it cannot be written, another process trains there, or as `check`.
+    """
+    run = config.run.directory
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        new = not os.listdir(run)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+        if not (run / MARKER).exists():
+            _mark(run, {})
+        # Not truncated: who has it may be another process.
+        lock = open(run / "lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"run.directory: {run}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run.directory: {run}: another process trains there; stop it, or choose another directory"
+            ) from error
+        except OSError:
+            # Some shared file systems have no locks.
+            pass
+        try:
+            check(config)
+            yield
+        except UserError:
+            if new:
+                _unmake(run, made)
+            raise
+
+
+def starting_point(config: Config) -> LearnerState | None:
+    """The state to go on from, in a folder that is held; what will be made again with other settings is cleared.
+
+    Raises:
+        UserError: no checkpoint is good, or the newest does not fit the config.
+    """
+    run = config.run.directory
+    remove_partial(run)
+    found = newest(run) if config.run.resume == "auto" else None
+    if found is not None:
+        _check_fit(config, found)
+    start = found.state.iteration if found else 0
+    last = config_of(run) or (found.config if found else {})
+    if not last or any(each.matters for each in differences(config, last)):
+        _forget(run, start)
+    _mark(run, config.model_dump(mode="json"))
+    return found.state if found else None
+
+
+def _check_fit(config: Config, found: Checkpoint) -> None:
+    for difference in differences(config, found.config):
+        if not difference.fits:
+            raise UserError(
+                f"{difference.field}: {difference.now!r}: the checkpoint {found.folder} was made with "
+                f"{difference.then!r} and its weights do not fit; set it back, or start a new run"
+            )
+        print(difference, flush=True)
+    if found.state.iteration > config.iterations:
+        raise UserError(
+            f"iterations: {config.iterations}: the checkpoint {found.folder} is at {found.state.iteration}; ask for "
+            "as many or more"
+        )
+
+
+def _mark(run: Path, config: dict[str, Any]) -> None:
+    write_text(run / MARKER, json.dumps({"config": config}, indent=2) + "\n")
+
+
+def _forget(run: Path, start: int) -> None:
+    """Drop the record of iterations from `start` on: their weights are gone, and other settings make others."""
+    path = run / journal.NAME
+    if path.exists() and journal.cut(path, start):
+        # A tracker cannot take back what it was sent: it gets a new run with the whole record.
+        (run / TRACKER).unlink(missing_ok=True)
+    for picture in (run / "samples").glob("*.png"):
+        number = _SAMPLE.fullmatch(picture.name)
+        if number and int(number[1]) >= start:
+            picture.unlink()
+
+
+def _unmake(run: Path, made: list[Path]) -> None:
+    """Take away what a start that was refused had written: whatever else lies there, keeps its folder."""
+    record = run / journal.NAME
+    if record.exists() and record.stat().st_size:
+        return
+    for name in (MARKER, "lock", journal.NAME):
+        (run / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        for folder in made:
+            folder.rmdir()
+
+
+def _of_an_earlier_version(run: Path) -> bool:
+    """Runs had no marker once; their checkpoints, record and summary are known by what is in them."""
+    return (
+        any((folder / TENSORS).is_file() for folder in complete(run))
+        or peek(run / SUMMARY, "weights_sha256", str) != ""
+        or peek(run / TRACKER, "mlflow_run_id", str) != ""
+    )

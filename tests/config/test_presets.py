@@ -1,0 +1,98 @@
+"""The presets: all valid, and the released code's quirks do on the sandbox what their comments say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdr1.base.plain_data import flatten
+from sdr1.base.records import GroupTask, Prompt
+from sdr1.config.training import load
+from sdr1.models.policy import Policy
+from sdr1.prompts.stream import PromptStream
+from sdr1.rewards.steered import SteeredReward
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ON_SANDBOX = ["policy.model=sandbox", "policy.size=null", "policy.precision=float32", "policy.gradient_checkpointing=false",
+              "policy.steps=5", "policy.noise_window=[0,4]", "rollout.device=cpu", "learner.device=cpu", "reward.device=cpu",
+              "reward.model=sandbox", "prompts.path=sandbox", "reward.anchors=sandbox"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_valid(path):
+    load(path)
+
+
+def heading(path):
+    return path.read_text().split("seed:")[0].replace("\n# ", " ")
+
+
+LIKE_MAIN = [
+    path for path in sorted(CONFIGS.glob("*.yaml")) if "all is as in sd14-main" in heading(path).lower()
+]
+
+
+@pytest.mark.parametrize("path", LIKE_MAIN, ids=lambda path: path.stem)
+def test_a_heading_names_every_field_that_differs_from_main(path):
+    main, own = (flatten(load(each).model_dump(mode="json")) for each in (CONFIGS / "sd14-main.yaml", path))
+    fields = main.keys() | own.keys()
+    other = {field for field in fields if main.get(field) != own.get(field)} - {"run.directory"}
+    for field in other:
+        assert ("reward.terms" if field.startswith("reward.terms.") else field) in heading(path), field
+    load(path, re.findall(r"\S+=\S+", heading(path)))
+
+
+def test_the_ablations_are_like_main():
+    assert {path.stem for path in CONFIGS.glob("ablation-*.yaml")} < {path.stem for path in LIKE_MAIN}
+
+
+def test_reference_quirks_as_the_comments_say():
+    config = load(CONFIGS / "sd14-reference.yaml")
+    assert config.prompts.per_iteration // config.groups_per_update == 16
+    assert config.policy.steps == 50
+    assert list(config.policy.window) == list(range(49)), "the last step is dropped"
+    assert not any(config.has_kl(label) for label in ("safe", "unsafe", None))
+
+
+def test_reference_shares_one_noise_in_an_iteration_and_nowhere_else():
+    config = load(CONFIGS / "sd14-reference.yaml", ON_SANDBOX)
+    policy = Policy(config.policy)
+
+    def states(iteration, group):
+        task = GroupTask(0, iteration, group, Prompt("a red circle", "safe"), 0)
+        return policy.rollout(task, 2, with_reference=False).trajectory.states
+
+    one, two, later = states(0, 0), states(0, 1), states(1, 0)
+    assert one.shape[0] == 5, "four of five transitions"
+    assert np.array_equal(one[0, 0], one[0, 1])
+    assert np.array_equal(one[0], two[0])
+    assert not np.array_equal(one[1], two[1]), "the steps' noise is each group's own"
+    assert not np.array_equal(one[0], later[0])
+
+
+def test_reference_steers_safe_prompts_too_and_main_does_not():
+    def moved(preset, label):
+        config = load(CONFIGS / preset, ON_SANDBOX)
+        reward = SteeredReward(config.reward, _embedder(config))
+        prompt = Prompt("a red circle", label)
+        return not np.allclose(reward.target(prompt), _embedder(config).texts([prompt.text]), atol=1e-6)
+
+    assert moved("sd14-reference.yaml", "safe")
+    assert not moved("sd14-main.yaml", "safe")
+    assert moved("sd14-main.yaml", "unsafe")
+
+
+def test_reference_takes_prompts_in_groups_whole_and_in_order():
+    config = load(CONFIGS / "sd14-reference.yaml", ON_SANDBOX)
+    prompts = [Prompt(f"a red circle {n}", "safe") for n in range(64)]
+    tasks = PromptStream([prompts], config).tasks(0, 0)
+    assert [task.group for task in tasks] == list(range(32))
+
+
+def _embedder(config):
+    from sdr1.models.embedder import Embedder
+
+    return Embedder(config.reward.model, config.reward.checkpoint, "cpu")

@@ -1,0 +1,261 @@
+"""The config: defaults, presets, overrides, round trip, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdr1.base.errors import UserError
+from sdr1.base.plain_data import describe
+from sdr1.config.text import annotated_yaml, batch_arithmetic
+from sdr1.config.training import Config, load, validate
+
+PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
+def test_presets_are_valid_and_survive_show(preset: Path, tmp_path: Path) -> None:
+    config = load(preset)
+    assert load(write(tmp_path, annotated_yaml(config))) == config
+
+
+def test_show_names_every_field_with_its_meaning() -> None:
+    text = annotated_yaml(Config())
+    for key, description in describe(Config):
+        assert f"{key.rpartition('.')[2]}:" in text, key
+        assert description, f"{key} has no description"
+        assert f"# {description}" in text, key
+
+
+def test_show_survives_the_rarer_kinds_of_values(tmp_path: Path) -> None:
+    values = {
+        "run": {"directory": "out: puts/é #1"},
+        "prompts": {"path": "~", "unsafe_share": None},
+        "learner": {"learning_rate": 1e-5, "betas": [0.5, 0.9]},
+        "policy": {"noise_window": [0, 3]},
+        "reward": {"anchors": {"safe": [], "unsafe": ["a: 'b'", "no", "1"]}, "checkpoint": "w.safetensors"},
+    }
+    config = validate(values)
+    assert load(write(tmp_path, annotated_yaml(config))) == config
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\nlearner: {learning_rate: 1.0e-3, clip_range: 0.2}\n")
+    config = load(path, ["learner.learning_rate=2e-5", "policy.noise_window=[0,4]", "policy.steps=8"])
+    assert (config.seed, config.learner.clip_range) == (3, 0.2)
+    assert config.learner.learning_rate == 2e-5
+    assert config.policy.window == range(0, 4)
+    assert load(path, ["policy.noise_window=null"]).policy.noise_window is None
+
+
+def test_window_defaults_to_all_steps_but_the_last() -> None:
+    assert validate({"policy": {"steps": 10}}).policy.window == range(0, 9)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_minibatch_must_divide_the_groups(groups: int, per_update: int) -> None:
+    values = {"prompts": {"per_iteration": groups}, "learner": {"groups_per_update": per_update}}
+    if groups % per_update == 0:
+        assert validate(values).groups_per_update == per_update
+    else:
+        with pytest.raises(
+            UserError, match=r"^learner\.groups_per_update: \d+ does not divide .* use one of \[1"
+        ):
+            validate(values)
+
+
+@pytest.mark.parametrize(
+    ("label", "weight", "on", "expected"),
+    [
+        ("safe", 1, "safe", True),
+        ("unsafe", 1, "safe", False),
+        (None, 1, "safe", False),
+        (None, 1, "all", True),
+    ]
+    + [("safe", 0, "all", False)],
+)
+def test_has_kl(label: str | None, weight: float, on: str, expected: bool) -> None:
+    assert validate({"learner": {"kl_weight": weight, "kl_on": on}}).has_kl(label) is expected
+
+
+BAD = [
+    # what is wrong, in the file, in overrides; field, value and a piece of the fix that the line must hold
+    ("unknown key", "learner: {leraning_rate: 1}", [], ["learner.leraning_rate", "learner.learning_rate"]),
+    ("unknown key as override", "", ["rollout.gruop_size=4"], ["rollout.gruop_size", "rollout.group_size"]),
+    ("section misspelt and empty", "", ["polcy.lora={}"], ["polcy: unknown key"]),
+    ("wrong type", "iterations: many", [], ["iterations", "'many'", "integer"]),
+    ("section that is no section", "learner: 3", [], ["learner", "3", "dictionary"]),
+    ("group size 1", "rollout: {group_size: 1}", [], ["rollout.group_size", "1", "2"]),
+    ("alpha NaN", "reward: {alpha: .nan}", [], ["reward.alpha", "nan", "finite"]),
+    ("alpha NaN as override", "", ["reward.alpha=nan"], ["reward.alpha", "nan", "finite"]),
+    ("alpha infinite", "reward: {alpha: .inf}", [], ["reward.alpha", "inf", "finite"]),
+    ("negative alpha", "reward: {alpha: -1}", [], ["reward.alpha", "-1", "0"]),
+    ("odd device", "learner: {device: gpu}", [], ["learner.device", "'gpu'", "cpu"]),
+    ("unknown choice", "reward: {steering: rotate}", [], ["reward.steering", "'rotate'", "translation"]),
+    ("no unsafe anchors", "reward: {anchors: {unsafe: []}}", [], ["reward.anchors", "[]", "at least 1"]),
+    ("anchors misspelt", "reward: {anchors: sandbx}", [], ["reward.anchors", "'sandbx'"]),
+    (
+        "the same anchors",
+        "reward: {anchors: {safe: [a, b], unsafe: [b, a]}}",
+        [],
+        ["reward.anchors", "no direction"],
+    ),
+    ("window outside", "policy: {steps: 4, noise_window: [0, 5]}", [], ["policy", "noise_window", "5", "4"]),
+    (
+        "window empty",
+        "policy: {noise_window: [3, 3]}",
+        [],
+        ["policy", "noise_window", "[3, 3)", "at least one"],
+    ),
+    ("override without =", "", ["seed"], ["override", "'seed'", "section.key=value"]),
+    ("override that is no YAML", "", ["seed=1", "learner.betas=[0.9"], ["override: 'learner.betas=[0.9'"]),
+    (
+        "bounds crossed",
+        "rollout: {workers: {min: 3, max: 2}}",
+        [],
+        ["rollout.workers", "min 3", "min <= max"],
+    ),
+    ("no upper bound", "rollout: {workers: {min: 1}}", [], ["rollout.workers.max", "required"]),
+    ("misspelt bound", "", ["reward.workers.mx=2"], ["reward.workers.", "reward.workers"]),
+    ("no workers", "rollout: {workers: 0}", [], ["rollout.workers", "0", "1"]),
+    ("odd workers", "rollout: {workers: many}", [], ["rollout.workers", "'many'", "integer"]),
+    ("section misspelt", "", ["polcy.steps=1"], ["polcy.steps: unknown key; close to it: policy.steps"]),
+    (
+        "a word's capitals",
+        "policy: {trainable: Full}",
+        [],
+        ["policy.trainable: 'Full': input should be 'full'"],
+    ),
+    ("yes for a number", "rollout: {workers: yes}", [], ["rollout.workers: True", "give a number"]),
+    ("true in a pair", "learner: {betas: [true, 0.9]}", [], ["learner.betas", "True", "give a number"]),
+    ("true for a term's weight", "reward: {terms: {a: {kind: plain, weight: true}}}", [], ["weight: True"]),
+    ("alpha of LoRA infinite", "policy: {lora: {alpha: .inf}}", [], ["policy.lora.alpha", "inf", "finite"]),
+    (
+        "a rate beyond sense",
+        "",
+        ["learner.learning_rate=1e30"],
+        ["learner.learning_rate", "1e+30", "less than"],
+    ),
+    ("beta of 1", "learner: {betas: [0.9, 1]}", [], ["learner.betas.1", "1", "less than 1"]),
+    ("rank beyond sense", "", ["policy.lora.rank=1000000000"], ["policy.lora.rank", "1000000000", "4096"]),
+    ("size beyond sense", "", ["policy.size=1000000000"], ["policy.size", "8192"]),
+    ("groups without end", "", ["prompts.per_iteration=1000000000000"], ["prompts.per_iteration", "100000"]),
+    ("images without end", "", ["rollout.group_size=1000000000"], ["rollout.group_size", "10000"]),
+    ("a long seed", "", ["seed=" + "9" * 3000], ["seed: 999", "(3,000 letters)", "less than or equal"]),
+    ("a longer seed", "", ["seed=" + "9" * 5000], ["override: 'seed=999", "(5,007 letters)", "4300"]),
+    ("a long key", "", ["a" * 5000 + "=1"], ["override: 'aaa", "5,000 letters"]),
+    ("a deep key", "", [".".join("a" * 2000) + "=1"], ["override: 'a.a.", "3,999 letters"]),
+    ("a long name", "", ["policy.model=" + "a" * 300], ["policy.model: 'aaa", "300 bytes", "255"]),
+    ("a NUL", 'prompts: {path: "a\\0b"}', [], ["prompts.path", "NUL", "take it out"]),
+    ("brackets in an override", "", ["seed=" + "[" * 1000 + "]" * 1000], ["seed=[[[", "deeper than 50"]),
+    ("brackets in a key", "", ["[=1"], ["override: '[=1'", "section.key=value"]),
+    ("brackets in the file", "seed: " + "[" * 10**5, [], ["CONFIG", "deeper than 50"]),
+    ("aliases that grow", "a: &a [1]\nb: [*a, *a]", [], ["CONFIG", "alias", "write the value out"]),
+    ("a tag that would run", "seed: !!python/object/apply:os.getcwd []", [], ["CONFIG", "tag"]),
+    ("a binary tag", "seed: !!binary aGVsbG8=", [], ["seed", "b'hello'", "integer"]),
+    ("a set", "seed: !!set {1}", [], ["CONFIG"]),
+    ("an escape sequence", "", ["seed=\x1b[31m"], ["override", "special characters"]),
+    ("an interpolation of itself", "", ["seed=${seed}"], ["CONFIG", "Recursive"]),
+    ("a list in place of a section", "", ["policy=[1]"], ["policy: [1]", "dictionary"]),
+    ("a key of a number", "1: 2", [], ["1: 1: keys should be strings"]),
+    ("file is a word", "word", [], ["word", "unknown key"]),
+    ("file is a number", "5", [], ["CONFIG"]),
+    ("file is a list", "- 1", [], ["CONFIG"]),
+    ("file is no YAML", "a: [", [], ["CONFIG", "cannot be read"]),
+]
+
+
+@pytest.mark.parametrize(("text", "overrides", "parts"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_a_mistake_is_one_line_with_field_value_and_fix(
+    text: str, overrides: list[str], parts: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(write(tmp_path, text), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml"):
+        with pytest.raises(UserError, match="CONFIG: no file"):
+            load(path)
+
+
+def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(UserError, match="not UTF-8 at byte 6"):
+        load(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="larger than"):
+        load(write(tmp_path, "#" * 2**21))
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == Config()
+
+
+def test_a_second_mistake_is_counted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="and 1 more"):
+        load(write(tmp_path, "iterations: 0\nseed: -1\n"))
+
+
+def test_batch_arithmetic_by_hand() -> None:
+    # 6 groups x 12 images, 4 of 8 steps trained, guidance: 2 evaluations a step; KL on the 3 safe groups.
+    values = {
+        "iterations": 50,
+        "prompts": {"per_iteration": 6, "unsafe_share": 0.5},
+        "rollout": {"group_size": 12},
+        "policy": {"steps": 8, "noise_window": [0, 4], "guidance_scale": 2.5},
+        "learner": {"groups_per_update": 3, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 32},
+    }
+    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(values))}
+    assert rows == {
+        "groups": "6",
+        "images": "72",
+        "transitions": "288",
+        "updates": "2",
+        "learner passes": "12",
+        "UNet evaluations, rollout": "1,152",
+        "UNet evaluations, reference": "288",
+        "UNet evaluations, learner": "576",
+        "whole run": "50",
+    }
+    plain = values | {"policy": values["policy"] | {"guidance_scale": 1}, "learner": {}}
+    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(plain))}
+    assert (rows["UNet evaluations, rollout"], rows["UNet evaluations, reference"]) == ("576", "0")
+
+
+@given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 5))
+def test_learner_passes_are_those_that_a_rank_makes(group: int, most: int, ranks: int) -> None:
+    from sdr1.training.learner import micro_batches
+    from sdr1.training.ranks import Ranks
+
+    values = {
+        "policy": {"steps": 4, "noise_window": [0, 3]},
+        "rollout": {"group_size": group},
+        "learner": {"micro_batch": most, "ranks": ranks},
+        "prompts": {"per_iteration": 1},
+    }
+    config = validate(values)
+    made = [micro_batches(3 * group, most, Ranks(rank, ranks)) for rank in range(ranks)]
+    assert config.learner_passes == max(map(len, made))
+    said = dict(batch_arithmetic(config))["learner passes"]
+    assert said.startswith(f"{config.learner_passes} ")
+    assert ("ranks" in said) == (ranks > 1)
+
+
+def test_every_field_can_be_set_in_yaml() -> None:
+    assert validate(yaml.safe_load(annotated_yaml(Config()))) == Config()

@@ -1,0 +1,32 @@
+"""Live bytes of a call by hand: what it makes counts, what it was given does not."""
+
+from __future__ import annotations
+
+import torch
+
+from sdr1.planning.costs import cuda_norms, measure
+
+
+def test_a_view_of_a_weight_is_not_counted():
+    layers = [torch.nn.Linear(64, 64, bias=False) for _ in range(8)]
+    given = torch.zeros(4, 64)
+
+    def call() -> torch.Tensor:
+        out = given
+        for layer in layers:
+            out = layer(out)
+        return out
+
+    with torch.no_grad():
+        flops, peak = measure(call)
+    assert flops == 8 * 2 * 4 * 64 * 64
+    # A layer's output, and the one before that it is made of.
+    assert peak == 2 * 4 * 64 * 4
+
+
+def test_norms_as_on_a_gpu_hold_their_input_in_float32():
+    norm, given = torch.nn.LayerNorm(8), torch.zeros(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    with cuda_norms(norm):
+        held = norm(given).grad_fn._saved_input
+    assert held.dtype == torch.float32
+    assert norm.to(torch.bfloat16)(given).dtype == torch.bfloat16, "outside nothing is changed"

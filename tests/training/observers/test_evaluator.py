@@ -1,0 +1,121 @@
+"""Evaluation beside training: its figures in the journal, the best checkpoint by them, weights unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+
+from sdr1.base.errors import UserError
+from sdr1.training.observers import evaluator as observer
+from sdr1.training.observers.evaluator import Evaluator
+from sdr1.training.run import train
+from tests import tiny
+
+
+def test_figures_reach_the_journal_and_choose_the_best_checkpoint(small, tmp_path):
+    plain = train(small(iterations=2, run={"directory": str(tmp_path / "plain")}), local=True)
+    config = small(
+        iterations=2,
+        run={"directory": str(tmp_path / "run")},
+        evaluation={"every": 1, "images": 1},
+        checkpoint={"best": "-eval/unsafe_trained"},
+    )
+    assert train(config, local=True).weights_sha256 == plain.weights_sha256
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in rows if "eval/iteration" in row]
+    assert found[-1]["eval/iteration"] == 2
+    assert 0 <= found[-1]["eval/utility/overall"] <= 1
+    assert 0 <= found[-1]["eval/unsafe_trained"] <= 1
+
+
+def test_a_best_by_evaluation_needs_evaluations(small):
+    with pytest.raises(UserError, match=r"checkpoint.best: eval/unsafe_trained .*evaluation.every"):
+        small(checkpoint={"best": "-eval/unsafe_trained"})
+
+
+class Weights:
+    """As much of an executor as the evaluator asks for."""
+
+    def weights(self):
+        return SimpleNamespace(buffer=np.zeros(4, np.uint8))
+
+
+def die(*_):
+    os._exit(1)
+
+
+def sleep(*_):
+    time.sleep(600)
+
+
+def answer(config, buffer, iteration):
+    return {"eval/iteration": float(iteration)}
+
+
+def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
+    config, ready = small(iterations=4, evaluation={"every": 1}), {}
+    with Evaluator(config, ready) as evaluator:
+        monkeypatch.setattr(observer, "evaluate_weights", die)
+        evaluator.iteration(0, {}, [], Weights())
+        with pytest.raises(BrokenProcessPool):
+            evaluator._pending.result()
+        monkeypatch.setattr(observer, "evaluate_weights", answer)
+        evaluator.iteration(1, {}, [], Weights())
+        evaluator.iteration(3, {}, [], Weights())
+    assert ready == {"eval/iteration": 4.0}
+    assert sum(message.startswith("an evaluation was lost: ") for message in caplog.messages) == 1
+
+
+def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_run(
+    small, monkeypatch, caplog
+):
+    config = small(iterations=1, evaluation={"every": 1}, run={"task_timeout": 5.0})
+    monkeypatch.setattr(observer, "evaluate_weights", sleep)
+    others = set(psutil.Process().children())
+    with Evaluator(config, {}) as evaluator:
+        evaluator.iteration(0, {}, [], Weights())
+        children = set(psutil.Process().children()) - others
+    assert caplog.messages == ["an evaluation was lost: TimeoutError()"]
+    assert children
+    assert psutil.wait_procs(children, timeout=30)[1] == []
+
+
+def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
+    """As after a driver's SIGKILL: nobody is left to tell it."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import os, signal\n"
+        "from sdr1.training.observers.evaluator import Evaluator\n"
+        "if __name__ == '__main__':\n"
+        "    with Evaluator(None, {}) as evaluator:\n"
+        "        print(evaluator._pool.submit(os.getpid).result(), flush=True)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    found = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    child = int(found.stdout)
+    end = time.monotonic() + 30
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, "it lives on"
+        time.sleep(0.1)
+
+
+def test_a_model_that_does_not_know_the_sandboxs_words_is_not_asked_for_its_captions(small, tmp_path):
+    folder = tiny.pipeline(tmp_path / "model")
+    words = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    one, two = list(words)[100:102]
+    words[one], words[two] = words[two], words[one]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    config = small(policy={"model": str(folder)}, evaluation={"every": 1})
+    with pytest.raises(UserError, match=r"evaluation\.every: 1: .*captions, which .* does not know"):
+        train(config, local=True)
+    assert not config.run.directory.exists()

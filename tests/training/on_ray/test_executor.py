@@ -1,0 +1,62 @@
+"""The Ray executor against the one-process one."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import psutil
+import pytest
+
+from sdr1.base.errors import UserError
+from sdr1.training.run import train
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers):
+    local = train(small(iterations=2, run={"directory": str(tmp_path / "local")}), local=True)
+    config = small(iterations=2, run={"directory": str(tmp_path / "ray")}, rollout={"workers": workers})
+    ray = train(config)
+    assert ray.weights_sha256 == local.weights_sha256
+    assert json.loads((tmp_path / "ray" / "summary.json").read_text())["weights_sha256"] == ray.weights_sha256
+    untrained = train(small(iterations=1, learner={"learning_rate": 1e-12}), local=True)
+    assert untrained.weights_sha256 != local.weights_sha256
+
+
+@pytest.mark.parametrize("victim", ["rollout", "reward", "learner"])
+def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim):
+    config = small(iterations=4, run={"directory": str(tmp_path / "ray")}, rollout={"workers": 2})
+    undisturbed = train(small(iterations=4, run={"directory": str(tmp_path / "local")}), local=True)
+    names = {"rollout": "RolloutActor", "reward": "RewardActor", "learner": "LearnerActor"}
+
+    def strike() -> None:
+        journal = tmp_path / "ray" / "metrics.jsonl"
+        while not (journal.exists() and journal.read_bytes().count(b"\n")):
+            time.sleep(0.02)
+        found = [
+            p for p in psutil.Process().children(recursive=True) if names[victim] in " ".join(p.cmdline())
+        ]
+        found[0].kill()
+        killed.append(found[0].pid)
+
+    killed: list[int] = []
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    disturbed = train(config)
+    assert killed, "nothing was killed while the run went on"
+    assert disturbed.weights_sha256 == undisturbed.weights_sha256
+    rows = [json.loads(line) for line in (tmp_path / "ray" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_term_that_does_not_build_ends_the_run_at_its_start(small, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("def judge(device):\n    raise OSError('no such weights')\n")
+    monkeypatch.chdir(tmp_path)
+    begin = time.monotonic()
+    with pytest.raises(
+        UserError, match=r"^reward\.terms\.x\.options: \{\}: own:judge raised OSError: no such weights; "
+    ):
+        train(small(reward={"terms": {"x": {"import": "own:judge"}}}))
+    # Started again and again it took the sum of growing pauses, minutes.
+    assert time.monotonic() - begin < 90
