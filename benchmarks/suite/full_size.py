@@ -167,31 +167,31 @@ def measure(config: Config) -> dict[str, Any]:
     task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), version=0)
     rollout, reward = start(Rollout), start(Reward)
     wait("start of rollout and reward", rollout.node.remote(), reward.node.remote())
-    trajectory, images, busy = rollout.rollout.options(num_returns=3).remote(task)
+    group, busy = rollout.rollout.options(num_returns=2).remote(task)
     wait("rollout", busy)
-    scores = reward.score.remote(images, task.prompt)
+    scores = reward.score.remote(group, task.prompt)
     wait("reward", scores)
     ray.kill(rollout)
     end(reward, "reward")
     learner = start(Learner)
     wait("start of the learner", learner.node.remote())
-    wait("accumulate", learner.accumulate.remote(task, trajectory, scores))
+    wait("accumulate", learner.accumulate.remote(task, group, scores))
     wait("step", learner.step.remote())
-    buffer, checksum = learner.publish.options(num_returns=2).remote(1)
+    weights, checksum = learner.publish.options(num_returns=2).remote(1)
     wait("publish", checksum)
     end(learner, "learner")
     workers = [start(Rollout) for _ in range(2)]
     wait("start of two workers", *[worker.node.remote() for worker in workers])
-    loaded = [worker.load.remote(buffer) for worker in workers]
+    loaded = [worker.load.remote(weights) for worker in workers]
     wait("load in two workers", *loaded)
     assert set(ray.get(loaded)) == {ray.get(checksum)}
     task = replace(task, iteration=1, version=1)
-    made = [worker.rollout.options(num_returns=3).remote(task) for worker in workers]
+    made = [worker.rollout.options(num_returns=2).remote(task) for worker in workers]
     wait("rollouts in both", *[each[-1] for each in made])
     assert np.array_equal(*[ray.get(each[1]) for each in made])
     for number, worker in enumerate(workers, 1):
         end(worker, f"rollout worker {number}")
-    return {"memory": memory, "seconds": took, "published": ray.get(buffer).nbytes}
+    return {"memory": memory, "seconds": took, "published": ray.get(weights).buffer.nbytes}
 
 
 if __name__ == "__main__":

@@ -15,11 +15,20 @@ import numpy as np
 import ray
 
 from sdr1.base.files import write_text
-from sdr1.base.records import GroupReport, LearnerState, Prompt, Scores, UpdateReport
+from sdr1.base.records import (
+    GroupReport,
+    LearnerState,
+    Prompt,
+    Rollout,
+    Scores,
+    Trajectory,
+    UpdateReport,
+    Weights,
+)
 from sdr1.config.training import Config, validate
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import RayExecutor, Roles
+from sdr1.training.on_ray.executor import RayExecutor, Roles, State
 
 UNIT = 0.5
 """Seconds of the cheaper role's work on one group; the sandbox's take 1 s and Stable Diffusion's more."""
@@ -28,6 +37,7 @@ UNITS = {0: 128, 1: 48}
 and the last one's learning: at 4:1 that is 1/32 of the iteration; with staleness there is nothing to hide."""
 PAIRS, GROUPS_OF_A_PAIR = 5, 48
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
+_ROLLOUT = Rollout(Trajectory(np.zeros(1), np.zeros(1), np.zeros(1), None), np.zeros(1), 0.0)
 
 
 def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
@@ -38,16 +48,16 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
         def node(self) -> str:
             return ray.get_runtime_context().get_node_id()
 
-    class Rollout(Stub):
-        def load(self, buffer):
+    class Sampler(Stub):
+        def load(self, weights):
             return _CHECKSUM
 
         def rollout(self, task):
             time.sleep(rollout_seconds)
-            return np.zeros(1), np.zeros(1), rollout_seconds
+            return _ROLLOUT, rollout_seconds
 
     class Reward(Stub):
-        def score(self, images, prompt):
+        def score(self, rollout, prompt):
             return Scores(np.zeros(2, np.float32), None, 0.0)
 
     class Learner(Stub):
@@ -56,7 +66,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
         def __init__(self, config, _state):
             self._ratio_gap = (0.0,) * len(config.policy.window)
 
-        def accumulate(self, task, trajectory, scores):
+        def accumulate(self, task, rollout, scores):
             time.sleep(learner_seconds)
             return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, self._ratio_gap, learner_seconds)
 
@@ -65,19 +75,20 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
             return UpdateReport(self.updates, 0.0, 0.0, 0.0)
 
         def publish(self, version):
-            return _BUFFER, _CHECKSUM
+            return Weights(version, _BUFFER, _CHECKSUM), _CHECKSUM
 
         def state(self, iteration):
             return LearnerState(iteration, self.updates, {}, {})
 
-    return Roles(Rollout, Reward, Learner)
+    return Roles(Sampler, Reward, Learner)
 
 
 class Serial(RayExecutor):
     """Phase after phase: no group is learned from before all are made."""
 
     def accumulate(self, task):
-        while any(wanted not in self._scored for wanted in self._wanted):
+        unscored = (State.WAITING, State.ROLLING_OUT, State.MADE, State.SCORING)
+        while any(group.state in unscored for group in self._groups.values()):
             self._wait()
         super().accumulate(task)
 

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.common import report, seconds
 from sdr1.base.process import prepare_process
+from sdr1.base.records import Weights
 from sdr1.models.flat import FlatParameters
 
 RUNS, WORKERS, WARM_UP = 5, 4, 2
@@ -29,12 +30,12 @@ class Holder:
         parameter.data.view(torch.int64).random_()
         self._before = self._peak()
 
-    def publish(self) -> tuple[np.ndarray, int]:
+    def publish(self) -> tuple[Weights, int]:
         weights = self._flat.publish(0)
-        return weights.buffer, weights.checksum
+        return weights, weights.checksum
 
-    def load(self, buffer: np.ndarray) -> int:
-        return self._flat.load(buffer)
+    def load(self, weights: Weights) -> int:
+        return self._flat.load(weights.buffer)
 
     def extra(self) -> int:
         """Bytes held at most beyond the parameters; a mapped object of the store counts once it is read."""
@@ -60,9 +61,9 @@ def main(names: list[str]) -> None:
         publishing: list[float] = []
 
         def sync(learner=learner, workers=workers, publishing=publishing) -> None:
-            buffer, checksum = learner.publish.options(num_returns=2).remote()
-            publishing.append(seconds(lambda: ray.wait([buffer], fetch_local=False)))
-            assert set(ray.get([worker.load.remote(buffer) for worker in workers])) == {ray.get(checksum)}
+            weights, checksum = learner.publish.options(num_returns=2).remote()
+            publishing.append(seconds(lambda: ray.wait([weights], fetch_local=False)))
+            assert set(ray.get([worker.load.remote(weights) for worker in workers])) == {ray.get(checksum)}
 
         ray.get([each.extra.remote() for each in (learner, *workers)])
         # The store's memory is new to the kernel and to every process until each of its places was written once.

@@ -30,8 +30,8 @@ class Worker:
     actor: Any
     node: str | None = None
     """None while it waits for resources or starts."""
-    version: int = -1
-    """Weights it has confirmed."""
+    weights: int | None = None
+    """Checksum of the weights that it has confirmed: after a lost learner a version may have other bits."""
     proven: bool = False
     """It has finished a call: its death is bad luck, or its task's fault, which the task's own limit covers."""
     leaving: bool = False

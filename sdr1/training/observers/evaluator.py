@@ -60,14 +60,14 @@ class Evaluator:
         due = done % self._config.evaluation.every == 0 or last
         # On a machine that is too slow for its rhythm evaluations get rarer.
         if due and self._pending is None:
-            work = evaluate_weights, self._config, executor.weights().buffer.copy(), done
+            buffer = executor.weights().buffer.copy()
             try:
-                self._pending = self._pool.submit(*work)
+                self._submit(buffer, done)
             except BrokenProcessPool:
                 # The child died, at work or between two evaluations.
                 self._stop()
                 self._start()
-                self._pending = self._pool.submit(*work)
+                self._submit(buffer, done)
             self._collect(wait=last)
 
     def _collect(self, wait: bool) -> None:
@@ -84,6 +84,9 @@ class Evaluator:
         except Exception as error:
             # Training must not end because its observer did.
             _log.warning("an evaluation was lost: %s", reason(error))
+
+    def _submit(self, buffer: np.ndarray, done: int) -> None:
+        self._pending = self._pool.submit(evaluate_weights, self._config, buffer, done)
 
     def _start(self) -> None:
         context = get_context("spawn")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import ray
 
 from sdr1.base.process import prepare_process
-from sdr1.base.records import GroupReport, GroupTask, LearnerState, Prompt, Scores, Trajectory, UpdateReport
+from sdr1.base.records import (
+    GroupReport,
+    GroupTask,
+    LearnerState,
+    Prompt,
+    Rollout,
+    Scores,
+    UpdateReport,
+    Weights,
+)
 from sdr1.config.training import Config
 from sdr1.training.ranks import LOOPBACK, Meeting, join, open_meeting
 
@@ -37,16 +45,16 @@ class RolloutActor(Actor):
             reference=config.learner.kl_weight > 0,
         )
 
-    def load(self, buffer: np.ndarray) -> int:
+    def load(self, weights: Weights) -> int:
         """Load published weights; the checksum of what is in place afterwards confirms them."""
-        return self._policy.flat.load(buffer)
+        return self._policy.flat.load(weights.buffer)
 
-    def rollout(self, task: GroupTask) -> tuple[Trajectory, np.ndarray, float]:
-        """Trajectory, images and busy seconds of one group."""
+    def rollout(self, task: GroupTask) -> tuple[Rollout, float]:
+        """One group, and its busy seconds apart: all of it that the driver fetches."""
         made = self._policy.rollout(
             task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
         )
-        return made.trajectory, made.images, made.seconds
+        return made, made.seconds
 
 
 class RewardActor(Actor):
@@ -58,8 +66,8 @@ class RewardActor(Actor):
         prepare_process(config.run.threads)
         self._scorer = Scorer(config.reward)
 
-    def score(self, images: np.ndarray, prompt: Prompt) -> Scores:
-        return self._scorer.score(images, prompt)
+    def score(self, rollout: Rollout, prompt: Prompt) -> Scores:
+        return self._scorer.score(rollout.images, prompt)
 
 
 class LearnerActor(Actor):
@@ -92,19 +100,19 @@ class LearnerActor(Actor):
         options = self._config.learner.device, self._config.run.task_timeout, self._store
         self._learner.ranks = join(meeting, rank, host, *options)
 
-    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
+    def accumulate(self, task: GroupTask, rollout: Rollout, scores: Scores) -> GroupReport | None:
         """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
         if task.group % self._groups_per_update != self._learner.accumulated:
             return None
-        return self._learner.accumulate(task, trajectory, scores)
+        return self._learner.accumulate(task, rollout.trajectory, scores)
 
     def step(self) -> UpdateReport:
         return self._learner.step()
 
-    def publish(self, version: int) -> tuple[np.ndarray, int]:
-        """The flat buffer, returned so that the driver owns it and nodes pull it once, and its checksum."""
+    def publish(self, version: int) -> tuple[Weights, int]:
+        """The weights, returned so that the driver owns them and nodes pull them once, and their checksum apart."""
         weights = self._learner.weights(version)
-        return weights.buffer, weights.checksum
+        return weights, weights.checksum
 
     def checksum(self) -> int:
         """Of this rank's parameters now."""

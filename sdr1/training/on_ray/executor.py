@@ -7,9 +7,11 @@ from the last snapshot, and the loop makes the iterations since then again.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +35,45 @@ MAX_REMAKES = 4
 MAX_LEARNER_DEATHS = 6
 """Losses of the learner in a row, without one update between them, that stop the run."""
 _log = logging.getLogger("sdr1")
+
+
+class State(Enum):
+    """What became of a group so far; it goes back to WAITING whenever its rollout is lost."""
+
+    WAITING = auto()
+    ROLLING_OUT = auto()
+    MADE = auto()
+    SCORING = auto()
+    SCORED = auto()
+    HANDED = auto()
+    DONE = auto()
+
+
+@dataclass(eq=False)
+class Group:
+    """One copy of a group on its way. It has at most one call under way, which touches nothing but this record.
+
+    After a recovery the same task gets a new record; what still comes in for the old one finds nobody interested.
+    """
+
+    task: GroupTask
+    state: State = State.WAITING
+    rollout: ObjectRef | None = None
+    scores: ObjectRef | None = None
+    report: Ended | None = None
+    """The learner's answer to it."""
+    losses: int = 0
+
+
+class Published(NamedTuple):
+    """A version of the weights."""
+
+    weights: ObjectRef
+    checksum: int
+
+
+Ended = list[tuple[list[Any], Exception | None]]
+"""A call of the learner's ranks: empty while it is under way, then the values of all ranks, or the first error."""
 
 
 class Roles(NamedTuple):
@@ -72,75 +113,68 @@ class RayExecutor:
             self._calls,
             self._dispatch,
         )
-        self._versions: dict[int, tuple[ObjectRef, int]] = {}
-        self._queue: deque[GroupTask] = deque()
-        self._to_score: deque[GroupTask] = deque()
-        self._made: dict[GroupTask, tuple[ObjectRef, ObjectRef]] = {}
-        self._scored: dict[GroupTask, ObjectRef] = {}
-        self._wanted: set[GroupTask] = set()
-        self._losses = Counter[GroupTask]()
-        self._handed: deque[tuple[GroupTask, list]] = deque()
-        self._reports: list[GroupReport] = []
+        self._versions: dict[int, Published] = {}
+        self._groups: dict[GroupTask, Group] = {}
+        """Of the iterations under way and the latest one, in the order in which the learner takes them."""
+        self._minibatch: list[Group] = []
+        """What was handed to the learner since its last step."""
         self._seconds = [0.0, 0.0]
 
     def publish(self, version: int) -> None:
-        buffer, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
+        weights, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
         found = self._learned([checksum, *[rank.checksum.remote() for rank in self._learner.others]])
         if len(set(found)) > 1:
             raise TrainingError(
                 f"learner ranks hold different weights after update {version}: they drifted apart"
             )
-        self._versions[version] = buffer, found[0]
+        self._versions[version] = Published(weights, found[0])
         for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
             del self._versions[old]
         self._dispatch()
 
     def submit(self, tasks: Sequence[GroupTask]) -> None:
         oldest = tasks[0].iteration - self._config.rollout.max_staleness
-        for task in [task for task in self._wanted if task.iteration < oldest]:
-            self._wanted.discard(task)
-            self._made.pop(task, None)
-            self._scored.pop(task, None)
-        self._wanted.update(tasks)
-        self._queue.extend(tasks)
+        self._groups = {task: group for task, group in self._groups.items() if task.iteration >= oldest}
+        self._groups |= {task: Group(task) for task in tasks}
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        self._hand(task)
+        group = self._groups[task]
+        self._minibatch.append(group)
+        self._hand(group)
         # One waits at the learner while it works on another: it never waits for the driver.
         self._settle(2)
 
-    def _hand(self, task: GroupTask) -> None:
-        while task not in self._scored:
+    def _hand(self, group: Group) -> None:
+        while group.state is not State.SCORED:
             self._wait()
-        trajectory, _ = self._made[task]
-        reports = self._learner.call("accumulate", task, trajectory, self._scored[task])
-        self._handed.append((task, self._learner_call(reports)))
+        refs = self._learner.call("accumulate", group.task, group.rollout, group.scores)
+        group.state, group.report = State.HANDED, self._learner_call(refs)
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many groups are with the learner.
 
         When a group's objects were lost on their way, the learner refuses those behind it, and all are handed again.
         """
-        while len(self._handed) > most:
+        while len(handed := [each for each in self._minibatch if each.state is State.HANDED]) > most:
+            first, *behind = handed
             try:
-                report = self._await(self._handed[0][1])[0]
+                self._await(first.report)
             except ray.exceptions.ObjectLostError as error:
-                again = [task for task, _ in self._handed]
-                for _, behind in list(self._handed)[1:]:
+                for group in behind:
                     with suppress(ray.exceptions.ObjectLostError):
-                        self._await(behind)
-                self._handed.clear()
-                self._make_again(again[0], error)
-                for task in again:
-                    self._hand(task)
+                        self._await(group.report)
+                    group.state = State.SCORED
+                self._make_again(first, error)
+                for group in handed:
+                    self._hand(group)
             else:
-                self._handed.popleft()
-                self._reports.append(report)
+                first.state = State.DONE
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         self._settle(0)
-        reports, self._reports = self._reports, []
+        reports = [self._await(group.report)[0] for group in self._minibatch]
+        self._minibatch = []
         update = self._learned(self._learner.call("step"))[0]
         self._learner_deaths = 0
         return reports, update
@@ -150,16 +184,17 @@ class RayExecutor:
         return Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
 
     def images(self, task: GroupTask) -> np.ndarray | None:
+        group = self._groups.get(task)
+        if group is None or group.rollout is None:
+            return None
         try:
-            return ray.get(self._made[task][1], timeout=self._config.run.task_timeout)
+            return ray.get(group.rollout, timeout=self._config.run.task_timeout).images
         except ray.exceptions.RayError:
             # Only pictures to look at: the group was learned from before its node went away.
             return None
 
     def weights(self) -> Weights:
-        version = max(self._versions)
-        buffer, checksum = self._versions[version]
-        return Weights(version, self._learned([buffer])[0], checksum)
+        return self._learned([self._versions[max(self._versions)].weights])[0]
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         ref = self._learner.first.state.remote(iteration)
@@ -168,11 +203,7 @@ class RayExecutor:
 
     def recover(self, reason: str) -> int:
         self._learner.kill()
-        self._versions, self._reports, self._wanted = {}, [], set()
-        self._made, self._scored = {}, {}
-        self._handed.clear()
-        self._queue.clear()
-        self._to_score.clear()
+        self._versions, self._groups, self._minibatch = {}, {}, []
         state = self._last_state()
         iteration = state.iteration if state else 0
         _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
@@ -205,9 +236,9 @@ class RayExecutor:
         """What a call of the learner's ranks returns."""
         return self._await(self._learner_call(refs))
 
-    def _learner_call(self, refs: list[ObjectRef]) -> list[tuple[list[Any], Exception | None]]:
+    def _learner_call(self, refs: list[ObjectRef]) -> Ended:
         """A list that gets the values of all ranks, or the first error, when the call ends."""
-        ended: list[tuple[list[Any], Exception | None]] = []
+        ended: Ended = []
         values: dict[ObjectRef, Any] = {}
         awaited = refs if self._learner_started else refs + self._learner.joined
 
@@ -225,7 +256,7 @@ class RayExecutor:
             )
         return ended
 
-    def _await(self, ended: list[tuple[list[Any], Exception | None]]) -> list[Any]:
+    def _await(self, ended: Ended | None) -> list[Any]:
         """Wait for the learner while everything else goes on.
 
         Raises:
@@ -233,6 +264,7 @@ class RayExecutor:
             ObjectLostError: an argument was gone; the call was not made.
             UserError: its constructor said so; another one would say the same.
         """
+        assert ended is not None
         while not ended:
             self._wait()
         values, error = ended[0]
@@ -263,99 +295,94 @@ class RayExecutor:
         self._rollouts.tick()
         self._rewards.tick()
 
+    def _first(self, state: State) -> Group | None:
+        return next((group for group in self._groups.values() if group.state is state), None)
+
     def _dispatch(self) -> None:
-        while self._queue and self._rollouts.idle:
-            task = self._queue[0]
-            current = next((w for w in self._rollouts.idle if w.version == task.version), None)
-            if current is None:
-                self._load(self._rollouts.idle.popleft(), task.version)
+        while self._rollouts.idle and (group := self._first(State.WAITING)):
+            published = self._versions.get(group.task.version)
+            if published is None:
+                raise self._learner_lost(f"weights version {group.task.version} are gone")
+            idle = self._rollouts.idle
+            worker = next((each for each in idle if each.weights == published.checksum), None)
+            if worker is None:
+                self._load(idle.popleft(), group.task.version, published)
                 continue
-            self._queue.popleft()
-            self._rollouts.idle.remove(current)
-            trajectory, images, seconds = current.actor.rollout.options(num_returns=3).remote(task)
-            done = partial(self._rolled_out, task, current, trajectory, images)
-            self._calls.add(seconds, done, partial(self._rollout_lost, task, current))
+            idle.remove(worker)
+            group.state = State.ROLLING_OUT
+            group.rollout, seconds = worker.actor.rollout.options(num_returns=2).remote(group.task)
+            self._calls.add(
+                seconds, partial(self._rolled_out, group, worker), partial(self._rollout_lost, group, worker)
+            )
 
-    def _load(self, worker: Worker, version: int) -> None:
-        if version not in self._versions:
-            raise self._learner_lost(f"weights version {version} are gone")
-        buffer, checksum = self._versions[version]
-
+    def _load(self, worker: Worker, version: int, published: Published) -> None:
         def confirmed(found: int) -> None:
-            if found != checksum:
+            if found != published.checksum:
                 raise TrainingError(
                     f"a rollout worker holds other weights than version {version}: {found:016x}"
                 )
-            worker.version = version
+            worker.weights = found
             self._rollouts.release(worker)
             self._dispatch()
 
         def lost(error: Exception) -> None:
-            if is_lost_object(error):
-                self._rollouts.release(worker)
+            if not is_lost_object(error):
+                self._rollouts.evict(worker, error)
+                return
+            self._rollouts.release(worker)
+            if self._versions.get(version) is published:
                 raise self._learner_lost(f"weights version {version} are gone with their node")
-            self._rollouts.evict(worker, error)
+            self._dispatch()
 
-        self._calls.add(worker.actor.load.remote(buffer), confirmed, lost)
+        self._calls.add(worker.actor.load.remote(published.weights), confirmed, lost)
 
-    def _rolled_out(
-        self, task: GroupTask, worker: Worker, trajectory: ObjectRef, images: ObjectRef, seconds: float
-    ) -> None:
+    def _rolled_out(self, group: Group, worker: Worker, seconds: float) -> None:
         self._seconds[0] += seconds
         self._rollouts.release(worker)
-        if task in self._wanted and task not in self._made:
-            self._made[task] = trajectory, images
-            self._to_score.append(task)
-            self._dispatch_scores()
+        group.state = State.MADE
+        self._dispatch_scores()
         self._dispatch()
 
-    def _rollout_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+    def _rollout_lost(self, group: Group, worker: Worker, error: Exception) -> None:
         self._rollouts.evict(worker, error)
-        self._make_again(task, error)
+        self._make_again(group, error)
 
     def _dispatch_scores(self) -> None:
-        while self._to_score and self._rewards.idle:
-            task, worker = self._to_score.popleft(), self._rewards.idle.popleft()
-            if task not in self._made:
-                self._rewards.idle.append(worker)
-                continue
-            scores = worker.actor.score.remote(self._made[task][1], task.prompt)
+        while self._rewards.idle and (group := self._first(State.MADE)):
+            worker = self._rewards.idle.popleft()
+            group.state = State.SCORING
+            scores = worker.actor.score.remote(group.rollout, group.task.prompt)
             self._calls.add(
                 scores,
-                partial(self._score, task, worker, scores),
-                partial(self._score_lost, task, worker),
+                partial(self._score, group, worker, scores),
+                partial(self._score_lost, group, worker),
             )
 
-    def _score(self, task: GroupTask, worker: Worker, ref: ObjectRef, scores: Scores) -> None:
+    def _score(self, group: Group, worker: Worker, ref: ObjectRef, scores: Scores) -> None:
         self._seconds[1] += scores.seconds
         self._rewards.release(worker)
-        if task in self._made:
-            self._scored[task] = ref
+        group.state, group.scores = State.SCORED, ref
         self._dispatch_scores()
 
-    def _score_lost(self, task: GroupTask, worker: Worker, error: Exception) -> None:
+    def _score_lost(self, group: Group, worker: Worker, error: Exception) -> None:
         if is_lost_object(error):
             self._rewards.release(worker)
-            self._make_again(task, error)
+            self._make_again(group, error)
             return
         self._rewards.evict(worker, error)
-        self._count_loss(task, error)
-        if task in self._made:
-            self._to_score.appendleft(task)
+        self._count_loss(group, error)
+        group.state = State.MADE
 
-    def _make_again(self, task: GroupTask, error: Exception) -> None:
-        self._made.pop(task, None)
-        self._scored.pop(task, None)
-        if task not in self._wanted:
-            return
-        self._count_loss(task, error)
-        self._queue.appendleft(task)
+    def _make_again(self, group: Group, error: Exception) -> None:
+        self._count_loss(group, error)
+        group.state = State.WAITING
         self._dispatch()
 
-    def _count_loss(self, task: GroupTask, error: Exception) -> None:
-        self._losses[task] += 1
-        if self._losses[task] > MAX_REMAKES:
+    def _count_loss(self, group: Group, error: Exception) -> None:
+        group.losses += 1
+        if group.losses > MAX_REMAKES:
+            task = group.task
             raise TrainingError(
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
-                f"{self._losses[task]} times, perhaps it kills its worker; the last: {first_line(error)}"
+                f"{group.losses} times, perhaps it kills its worker; the last: {first_line(error)}"
             )

@@ -11,13 +11,13 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.suite.schedule import stubs
-from sdr1.base.records import Prompt
+from sdr1.base.records import Prompt, Rollout, Trajectory
 from sdr1.config.training import validate
 from sdr1.models.flat import sha256
 from sdr1.prompts import stream as prompts
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import MAX_REMAKES, RayExecutor
+from sdr1.training.on_ray.executor import MAX_REMAKES, RayExecutor, State
 from sdr1.training.run import train
 from tests.training.on_ray.test_recovery import EVERYTHING, GROUPS, config_of, roles_of, run_with
 
@@ -75,25 +75,26 @@ def test_from_one_to_four_to_two_within_iterations_changes_no_bit(cluster, small
 def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
     """The workers' node goes while they idle and what they made waits to be learned from."""
 
-    class Rollout(stubs(0.0, 0.0).rollout):
+    class Sampler(stubs(0.0, 0.0).rollout):
         def rollout(self, task):
             # Too big to travel inside the answer: it stays in its node's store.
-            return np.zeros(10**6), np.zeros(2), 0.01
+            nothing = np.zeros(1)
+            return Rollout(Trajectory(np.zeros(10**6), nothing, nothing, None), nothing, 0.01), 0.01
 
     # More workers than times that a group may be lost: none of the dead ones may count against it.
     workers = MAX_REMAKES + 2
     config = config_of(tmp_path, workers=workers)
     # It and the learner fill the head.
-    other = ray.remote(num_cpus=1)(Rollout).remote()
+    other = ray.remote(num_cpus=1)(Sampler).remote()
     ray.get(other.node.remote())
-    executor = RayExecutor(config, roles=roles_of(Rollout))
+    executor = RayExecutor(config, roles=roles_of(Sampler))
     ray.get(executor._learner.first.node.remote())
     nodes = [cluster.add_node(num_cpus=workers)]
     lost = []
 
     def strike(executor):
-        waiting = [task for task in executor._wanted if (task.iteration, task.group) > (1, 1)]
-        while len(executor._rollouts.idle) < workers or any(t not in executor._scored for t in waiting):
+        waiting = [g for t, g in executor._groups.items() if (t.iteration, t.group) > (1, 1)]
+        while len(executor._rollouts.idle) < workers or any(g.state is not State.SCORED for g in waiting):
             executor._wait()
         assert {worker.node for worker in executor._rollouts.idle} == {nodes[0].node_id}
         cluster.remove_node(nodes.pop(), allow_graceful=False)
@@ -102,7 +103,7 @@ def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
 
     record, order = run_with(executor, config, strike)
     assert len(lost) == GROUPS - 2
-    assert sum(executor._losses.values()) >= len(lost)
+    assert sum(group.losses for group in lost) >= len(lost)
     assert order == EVERYTHING
     assert record.iterations == [0, 1]
 

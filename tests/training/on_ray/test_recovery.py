@@ -12,11 +12,11 @@ import ray
 
 from benchmarks.suite.schedule import stubs
 from sdr1.base.errors import TrainingError
-from sdr1.base.records import LearnerState, Prompt
+from sdr1.base.records import LearnerState, Prompt, Weights
 from sdr1.config.training import validate
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import RayExecutor, Roles
+from sdr1.training.on_ray.executor import Published, RayExecutor, Roles, State
 
 GROUPS = 6
 
@@ -68,11 +68,11 @@ def roles_of(rollout: type | None = None) -> Roles:
             super().__init__(config, state)
             self.order = list(state.variances["order"]) if state else []
 
-        def accumulate(self, task, trajectory, scores):
+        def accumulate(self, task, rollout, scores):
             if task.group != len(self.order) % GROUPS:
                 return None
             self.order.append((task.iteration, task.group))
-            return super().accumulate(task, trajectory, scores)
+            return super().accumulate(task, rollout, scores)
 
         def state(self, iteration):
             return LearnerState(iteration, iteration, {}, {"order": tuple(self.order)})
@@ -131,6 +131,10 @@ def run_with(executor: RayExecutor, config, strike=None, at: tuple[int, int] = (
     return record, order
 
 
+def group_of(executor: RayExecutor, iteration: int, group: int):
+    return next(g for t, g in executor._groups.items() if (t.iteration, t.group) == (iteration, group))
+
+
 EVERYTHING = tuple((iteration, group) for iteration in range(2) for group in range(GROUPS))
 
 
@@ -139,11 +143,11 @@ def test_groups_lost_on_their_way_to_the_learner_are_made_again_in_order(tmp_pat
 
     def strike(executor):
         """The learner works on group 1; group 2 goes to it with a trajectory that is gone, and 3 right behind."""
-        task = next(t for t in executor._wanted if (t.iteration, t.group) == (1, 2))
-        while task not in executor._scored:
+        group = group_of(executor, 1, 2)
+        while group.state is not State.SCORED:
             executor._wait()
-        executor._made[task] = gone(), executor._made[task][1]
-        hit.append(task)
+        group.rollout = gone()
+        hit.append(group)
 
     record, order = run(tmp_path, roles_of(), strike)
     assert hit
@@ -160,14 +164,92 @@ def test_a_learner_that_dies_goes_on_from_its_last_snapshot(tmp_path):
 def test_weights_that_are_gone_are_published_again(tmp_path):
     def strike(executor):
         """All rollout workers die and with them the node that held the weights."""
-        ((version, (_, checksum)),) = executor._versions.items()
-        executor._versions[version] = gone(), checksum
+        ((version, published),) = executor._versions.items()
+        executor._versions[version] = Published(gone(), published.checksum)
         for worker in list(executor._rollouts._workers):
             ray.kill(worker.actor)
 
     record, order = run(tmp_path, roles_of(), strike, at=(1, 0))
     assert order == EVERYTHING
     assert record.iterations == [0, 1]
+
+
+def test_the_death_of_an_old_copy_touches_nothing_that_was_made_since(tmp_path):
+    """A worker holds group 4 while the learner dies; it dies itself when another one's copy is scored."""
+    calls, fatal = tmp_path / "calls", tmp_path / "fatal"
+
+    class Rollout(stubs(0.02, 0.0).rollout):
+        def rollout(self, task):
+            if (task.iteration, task.group) == (1, 4):
+                with open(calls, "a") as file:
+                    file.write("called\n")
+                if calls.read_text() == "called\n":
+                    while not fatal.exists():
+                        time.sleep(0.02)
+                    os._exit(1)
+            return super().rollout(task)
+
+    class Strike(Record):
+        def accumulated(self, task):
+            at, executor = (task.iteration, task.group), self._strike
+            if at == (1, 1) and not self.old:
+                while not calls.exists():
+                    executor._wait()
+                self.old.append(group_of(executor, 1, 4))
+                executor._learner.kill()
+            elif at == (1, 2) and self.old and not fatal.exists():
+                while (group_of(executor, 1, 4)).state is not State.SCORED:
+                    executor._wait()
+                fatal.touch()
+                before = set(executor._rollouts._workers)
+                while before <= executor._rollouts._workers:
+                    executor._wait()
+
+    config = config_of(tmp_path)
+    executor = RayExecutor(config, roles=roles_of(Rollout))
+    record = Strike(0, 0, executor)
+    record.old = []
+    loop.run(config, PromptStream([[Prompt("a red circle", "safe")]], config), executor, [record])
+    assert calls.read_text() == "called\n" * 2, "once by the worker that died, once by the other"
+    assert record.old[0] is not group_of(executor, 1, 4)
+    assert executor.images(record.old[0].task) is not None
+    executor.recover("asked for")
+    assert executor.images(record.old[0].task) is None
+
+
+def test_a_version_made_again_with_other_bits_is_loaded_again(tmp_path):
+    """As on GPUs: the number of the version is the same, the bits are not."""
+    roles, lives, worked = roles_of(), tmp_path / "lives", tmp_path / "worked"
+
+    class Learner(roles.learner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with open(lives, "a") as file:
+                file.write("x")
+
+        def publish(self, version):
+            life = len(lives.read_text())
+            return Weights(version, np.full(8, life, np.uint8), life), life
+
+    class Rollout(roles.rollout):
+        def load(self, weights):
+            self.life = int(weights.buffer[0])
+            return self.life
+
+        def rollout(self, task):
+            with open(worked, "a") as file:
+                file.write(f"{task.iteration} {task.group} {self.life}\n")
+            return super().rollout(task)
+
+    def strike(executor):
+        group = group_of(executor, 1, 5)
+        while group.state is not State.SCORED:
+            executor._wait()
+        executor._learner.kill()
+
+    run(tmp_path, roles._replace(rollout=Rollout, learner=Learner), strike)
+    lines = worked.read_text().split("\n")
+    assert {f"1 {group} 2" for group in range(GROUPS)} <= set(lines)
 
 
 def test_a_task_that_kills_its_workers_is_named(tmp_path):
@@ -195,7 +277,7 @@ def test_a_frozen_worker_is_replaced_after_its_deadline(tmp_path, role, method):
 
 def test_a_worker_with_other_weights_gets_no_work(tmp_path):
     class Rollout(stubs(0.02, 0.0).rollout):
-        def load(self, buffer):
+        def load(self, weights):
             return 7
 
         def rollout(self, task):
