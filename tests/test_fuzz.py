@@ -348,7 +348,7 @@ def stopped_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place in (
         "sdr1.training.local.LocalExecutor",
-        "sdr1.distributed.cluster.ray_executor",
+        "sdr1.training.on_ray.start.ray_executor",
         "sdr1.distributed.cluster.joined",
         "sdr1.evaluation.crew.work",
         "sdr1.release.sample.Painter",

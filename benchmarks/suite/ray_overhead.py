@@ -8,10 +8,10 @@ import psutil
 
 from benchmarks.common import report
 from sdr1.config.training import Config, load
-from sdr1.distributed.cluster import ray_executor
 from sdr1.prompts import stream as prompts
 from sdr1.training import loop
 from sdr1.training.local import LocalExecutor
+from sdr1.training.on_ray.start import ray_executor
 
 RUNS = 5
 ITERATIONS = 3

@@ -1,1 +1,1 @@
-"""Ray: thin actors around the core, and the executor that streams groups through them."""
+"""A toolbox for Ray that knows no role: actors that come and go, calls that end or are lost, places, clusters."""

@@ -16,6 +16,8 @@ from sdr1.distributed.placement import has_process
 
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
+MAX_REMAKES = 4
+"""Times that one piece of work may be lost before the run stops and names it."""
 _LOOKS = 10
 """Looks, within a start timeout, at whether an actor still waits for its place."""
 
@@ -100,6 +102,14 @@ def get(ref: ObjectRef) -> Any:
 def is_lost_object(error: Exception) -> bool:
     """Whether an argument was gone, while the worker itself is well."""
     return isinstance(error, ray.exceptions.ObjectLostError)
+
+
+def check_losses(what: str, losses: int, error: Exception) -> None:
+    """Raise TrainingError for a piece of work that was lost more often than by bad luck."""
+    if losses > MAX_REMAKES:
+        raise TrainingError(
+            f"{what} was lost {losses} times, perhaps it kills its worker; the last: {first_line(error)}"
+        )
 
 
 def raised_on_purpose(error: Exception) -> UserError | TrainingError | None:

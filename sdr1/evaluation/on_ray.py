@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from sdr1.base.errors import TrainingError
 from sdr1.base.process import prepare_process
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.training import bounds
-from sdr1.distributed.calls import Calls, is_lost_object
+from sdr1.distributed.actor import Actor
+from sdr1.distributed.calls import Calls, check_losses, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement, least_cpus
 from sdr1.evaluation import judges
@@ -22,8 +22,6 @@ from sdr1.evaluation.crew import Drawn, Job, Judged
 from sdr1.evaluation.painter import Painter, decode, encode
 from sdr1.evaluation.rows import Row
 from sdr1.models.policy import load_pipeline
-from sdr1.training.on_ray.actors import Actor
-from sdr1.training.on_ray.executor import MAX_REMAKES
 
 _AHEAD = 4
 """Batches drawn and not yet judged, for each judging actor, at which drawing waits."""
@@ -147,11 +145,7 @@ class _Crew:
 
     def _count(self, job: Job, error: Exception) -> None:
         self._losses[job] += 1
-        if self._losses[job] > MAX_REMAKES:
-            raise TrainingError(
-                f"batch {job.index} (from row {job.rows[0].id}) was lost {self._losses[job]} times, perhaps it kills "
-                f"its worker; the last: {str(error).splitlines()[0]}"
-            )
+        check_losses(f"batch {job.index} (from row {job.rows[0].id})", self._losses[job], error)
 
 
 def work(

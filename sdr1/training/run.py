@@ -149,7 +149,7 @@ def _placed(
 
         yield lambda state: LocalExecutor(config, state)
     else:
-        from sdr1.distributed.cluster import ray_executor
+        from sdr1.training.on_ray.start import ray_executor
 
         with ray_executor(config, ray_address) as executor_from:
             yield executor_from

@@ -1,4 +1,4 @@
-"""What is said before a run on a cluster."""
+"""A cluster that cannot be joined or started."""
 
 from __future__ import annotations
 
@@ -7,23 +7,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from sdr1.base.errors import UserError
-from sdr1.distributed.cluster import warn_of_a_short_life
 from sdr1.training.run import train
-
-
-def test_a_run_directory_in_rays_copy_of_a_job_is_warned_of(tmp_path, monkeypatch, caplog):
-    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
-    copy.mkdir(parents=True)
-    monkeypatch.chdir(copy)
-    warn_of_a_short_life(tmp_path / "outputs")
-    assert not caplog.messages
-    warn_of_a_short_life(Path("outputs/run"))
-    assert caplog.messages[0].startswith("run.directory: outputs/run is inside Ray's copy")
 
 
 @pytest.mark.parametrize(

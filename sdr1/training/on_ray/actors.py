@@ -16,18 +16,8 @@ from sdr1.base.records import (
     Weights,
 )
 from sdr1.config.training import Config
+from sdr1.distributed.actor import Actor
 from sdr1.training.ranks import LOOPBACK, Meeting, join, open_meeting
-
-
-class Actor:
-    """What every role answers.
-
-    A role imports its core class in its own process: libraries that only another role needs cost seconds of recovery.
-    """
-
-    def node(self) -> str:
-        """The node it runs on, in hexadecimal; an answer says that it is ready."""
-        return ray.get_runtime_context().get_node_id()
 
 
 class RolloutActor(Actor):

@@ -23,15 +23,13 @@ from sdr1.base.errors import LearnerLost, TrainingError
 from sdr1.base.process import pause
 from sdr1.base.records import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 from sdr1.config.training import Config, bounds
-from sdr1.distributed.calls import Calls, first_line, get, is_lost_object, raised_on_purpose
+from sdr1.distributed.calls import Calls, check_losses, first_line, get, is_lost_object, raised_on_purpose
 from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.placement import Placement, Waiting, least_cpus
 from sdr1.training.checkpoint import newest
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.training.on_ray.gang import Gang
 
-MAX_REMAKES = 4
-"""Times that one group may be lost before the run stops and names it."""
 MAX_LEARNER_DEATHS = 6
 """Losses of the learner in a row, without one update between them, that stop the run."""
 _log = logging.getLogger("sdr1")
@@ -380,9 +378,6 @@ class RayExecutor:
 
     def _count_loss(self, group: Group, error: Exception) -> None:
         group.losses += 1
-        if group.losses > MAX_REMAKES:
-            task = group.task
-            raise TrainingError(
-                f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}) was lost "
-                f"{group.losses} times, perhaps it kills its worker; the last: {first_line(error)}"
-            )
+        task = group.task
+        name = f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r})"
+        check_losses(name, group.losses, error)

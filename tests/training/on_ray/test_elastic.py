@@ -13,11 +13,12 @@ from ray.cluster_utils import Cluster
 from benchmarks.suite.schedule import stubs
 from sdr1.base.records import Prompt, Rollout, Trajectory
 from sdr1.config.training import validate
+from sdr1.distributed.calls import MAX_REMAKES
 from sdr1.models.flat import sha256
 from sdr1.prompts import stream as prompts
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import MAX_REMAKES, RayExecutor, State
+from sdr1.training.on_ray.executor import RayExecutor, State
 from sdr1.training.run import train
 from tests.training.on_ray.test_recovery import EVERYTHING, GROUPS, config_of, roles_of, run_with
 
