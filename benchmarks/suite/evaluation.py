@@ -19,7 +19,7 @@ from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.run import Place, evaluate
 from sdr1.evaluation.sandbox_rows import TASKS, rows_of
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 
 IMAGES, BATCH, PAIRS = 24, 16, 5
 SETTINGS = {"images": IMAGES, "batch_size": BATCH}

@@ -21,7 +21,7 @@ from sdr1.evaluation import judges
 from sdr1.evaluation.crew import Drawn, Job, Judged
 from sdr1.evaluation.painter import Painter, decode, encode
 from sdr1.evaluation.rows import Row
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 
 _AHEAD = 4
 """Batches drawn and not yet judged, for each judging actor, at which drawing waits."""

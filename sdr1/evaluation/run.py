@@ -29,7 +29,7 @@ from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired
 from sdr1.models import pipeline_files, schedulers
-from sdr1.models.policy import load_pipeline, named
+from sdr1.models.pipeline import load_pipeline, named
 from sdr1.prompts.files import PromptFile
 
 Pictures = dict[tuple, list[Path]]

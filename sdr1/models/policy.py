@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from sdr1.base.errors import TrainingError, UserError, reason
+from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Rollout, Trajectory
-from sdr1.config.training import ModelFiles, PolicyConfig
+from sdr1.config.training import PolicyConfig
 from sdr1.method import ddim
-from sdr1.models import pictures, pipeline_files, schedulers, weight_files
+from sdr1.models import lora, pictures, pipeline_files, schedulers
 from sdr1.models.flat import FlatParameters
+from sdr1.models.pipeline import load
 
 _KEPT_TEXTS = 256
 """More than an iteration's prompts, mostly; of Stable Diffusion's text states that is 80 MB."""
@@ -33,102 +34,7 @@ def check(config: PolicyConfig) -> None:
     """
     pipeline_files.check(config)
     if config.trainable == "lora":
-        add_lora(pipeline_files.unet(config), config, 0)
-
-
-def named(model: str, files: ModelFiles | None = None) -> PolicyConfig:
-    """What loads a model for drawing alone."""
-    return PolicyConfig(model=model, steps=2, **(files.model_dump() if files else {}))
-
-
-def load_pipeline(model: str, files: ModelFiles | None = None) -> Any:
-    """The pipeline of a name that `policy.model` may hold, as it is; see `load`."""
-    return load(named(model, files))
-
-
-def load(config: PolicyConfig) -> Any:
-    """A diffusers StableDiffusionPipeline in float32, without safety checker: training must see what the model draws.
-
-    Raises:
-        UserError: a file of it is wrong, or the hub id cannot be reached.
-    """
-    import diffusers
-    import transformers
-    from diffusers import StableDiffusionPipeline
-
-    # A bar for each of many loads in many processes tells nobody anything.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    configs = pipeline_files.examine(config)
-    path = pipeline_files.locate(config)
-    try:
-        if path is not None and path.is_file():
-            pipeline = StableDiffusionPipeline.from_single_file(
-                str(path),
-                config=str(configs),
-                torch_dtype=torch.float32,
-                text_encoder=_text_encoder(path, configs, config),
-                **_UNUSED,
-            )
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                config.model if path is None else str(path),
-                revision=config.revision,
-                variant=config.variant,
-                use_safetensors=True,
-                dtype=torch.float32,
-                **_UNUSED,
-            )
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"policy.model: {config.model!r}: not a Stable Diffusion pipeline that loads here: {reason(error)}"
-        ) from error
-    if config.unet is not None:
-        _put_unet_over(pipeline, config.unet)
-    where = f"policy.model: {config.model!r}"
-    for part in ("text_encoder", "unet", "vae"):
-        weight_files.require_finite(getattr(pipeline, part).state_dict(), f"{where}: {part}")
-    pipeline.scheduler = schedulers.for_latents(
-        type(pipeline.scheduler), pipeline.scheduler.config, f"{where}: scheduler"
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-_UNUSED = {
-    "safety_checker": None,
-    "requires_safety_checker": False,
-    "feature_extractor": None,
-    "image_encoder": None,
-}
-"""Parts that need not be there, whatever model_index.json says."""
-
-
-def _text_encoder(path: Path, configs: Path, config: PolicyConfig) -> Any:
-    """The text encoder of a single file, of older names too, which diffusers does not know."""
-    from safetensors import safe_open
-    from transformers import CLIPTextModel
-
-    model = CLIPTextModel(CLIPTextModel.config_class.from_pretrained(configs / "text_encoder"))
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("cond_stage_model.")]  # noqa: SIM118
-        tensors = pipeline_files.current_names({name: file.get_tensor(name) for name in names})
-    where = f"policy.model: {config.model!r}: its text_encoder"
-    held = pipeline_files.converted("text_encoder", model, tensors, where)
-    model.load_state_dict({name: held[name.removeprefix("text_model.")] for name in model.state_dict()})
-    return model.eval()
-
-
-def _put_unet_over(pipeline: Any, path: Path) -> None:
-    from diffusers import UNet2DConditionModel
-
-    pipeline_files.check_unet_file(path, dict(pipeline.unet.config))
-    if path.is_dir():
-        pipeline.unet = UNet2DConditionModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-    else:
-        pipeline.unet.load_state_dict(weight_files.state_dict(path, "policy.unet"))
+        lora.add(pipeline_files.unet(config), config.lora, 0)
 
 
 class Policy:
@@ -154,7 +60,7 @@ class Policy:
             part.requires_grad_(False).eval()
         self._reference_unet = None
         if config.trainable == "lora":
-            add_lora(self.unet, config, seed)
+            lora.add(self.unet, config.lora, seed)
         else:
             self._reference_unet = copy.deepcopy(self.unet) if reference else None
             self.unet.requires_grad_(True)
@@ -212,7 +118,7 @@ class Policy:
             if self._reference_unet is not None:
                 unet = self._reference_unet
             else:
-                context = _AdaptersOff(self.unet)
+                context = lora.switched_off(self.unet)
         size = len(latents_BCHW)
         conditional = self.embed(text).expand(size, -1, -1)
         with context, self._autocast():
@@ -294,30 +200,13 @@ class Policy:
         )
         return initial.to(self.device), steps.to(self.device)
 
-    def adapter(self) -> dict[str, torch.Tensor]:
-        """The LoRA layers under peft's names, alpha / rank multiplied in: readers take alpha for rank."""
-        from peft import get_peft_model_state_dict
-
-        scale = self.config.lora.alpha / self.config.lora.rank
-        return {
-            name: (layer * scale if ".lora_B." in name else layer).contiguous()
-            for name, layer in get_peft_model_state_dict(self.unet).items()
-        }
-
     def save(self, folder: Path) -> None:
         """Write a diffusers pipeline with the trained UNet (LoRA merged); with LoRA also `lora/`, the adapter alone."""
         pipeline = copy.deepcopy(self.pipeline)
         if self.config.trainable == "lora":
-            self.save_adapter(folder / "lora")
-            pipeline.unet.fuse_lora()
-            pipeline.unet.unload_lora()
+            lora.save(self.unet, self.config.lora, folder / "lora")
+            lora.merge(pipeline.unet)
         pipeline.save_pretrained(folder)
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write `adapter` as diffusers does."""
-        from diffusers import StableDiffusionPipeline
-
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=self.adapter())
 
 
 def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:
@@ -327,56 +216,6 @@ def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:
         unet.enable_gradient_checkpointing()
     if config.compile:
         unet.compile()
-
-
-class _AdaptersOff(AbstractContextManager):
-    """Context in which the UNet predicts as the base model does."""
-
-    def __init__(self, unet: Any) -> None:
-        self._unet = unet
-
-    def __enter__(self) -> None:
-        self._unet.disable_adapters()
-
-    def __exit__(self, *_: object) -> None:
-        self._unet.enable_adapters()
-
-
-def add_lora(unet: Any, config: PolicyConfig, seed: int) -> None:
-    """Put trainable adapters on a UNet, initialised by `seed` alone.
-
-    Raises:
-        UserError: the UNet has no such layers.
-    """
-    from peft import LoraConfig
-
-    where = f"policy.lora.target_modules: {list(config.lora.target_modules)}"
-    names = [f".{name}" for name, _ in unet.named_modules()]
-    # Of several names peft takes those that it finds, and says nothing of the others.
-    missing = [
-        target
-        for target in config.lora.target_modules
-        if not any(name.endswith(f".{target}") for name in names)
-    ]
-    if missing or not config.lora.target_modules:
-        raise UserError(
-            f"{where}: no such layers in the UNet: {', '.join(missing) or 'none is named'}; use names such as to_q, to_k, "
-            "to_v, to_out.0"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            unet.add_adapter(
-                LoraConfig(
-                    r=config.lora.rank,
-                    lora_alpha=config.lora.alpha,
-                    target_modules=list(config.lora.target_modules),
-                )
-            )
-        except Exception as error:
-            raise UserError(
-                f"{where}: {reason(error)}; name linear or convolution layers such as to_q, to_k, to_v, to_out.0"
-            ) from error
 
 
 def _ddim_schedule(scheduler: Any, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

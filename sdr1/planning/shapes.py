@@ -13,7 +13,7 @@ from sdr1.base.errors import Unreachable, UserError
 from sdr1.base.plain_data import read_json
 from sdr1.base.section import SANDBOX
 from sdr1.config.training import Config, PolicyConfig
-from sdr1.models import pipeline_files
+from sdr1.models import lora, pipeline_files
 
 _SD1: dict[str, dict[str, Any]] = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
@@ -67,9 +67,7 @@ def shapes(config: Config) -> Shapes:
         unet = UNet2DConditionModel.from_config(parts["unet"])
     unet.requires_grad_(config.policy.trainable == "full")
     if config.policy.trainable == "lora":
-        from sdr1.models.policy import add_lora
-
-        add_lora(unet, config.policy, 0)
+        lora.add(unet, config.policy.lora, 0)
     with mode:
         _fake(unet)
         vae = AutoencoderKL.from_config(parts["vae"])

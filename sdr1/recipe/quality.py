@@ -15,13 +15,13 @@ from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
 from sdr1.evaluation.rows import Sampler
 from sdr1.evaluation.sandbox import oracle_records
 from sdr1.evaluation.sandbox_rows import rows_of
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 from sdr1.recipe.clip import enlarge
 from sdr1.recipe.data import test_set, to_unit
 from sdr1.recipe.oracle import through_vae
 from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS, claim_of, corrupt, phrase
 from sdr1.sandbox.prompts import CONCEPTS, prompts
-from sdr1.sandbox.world import GLYPHS
+from sdr1.sandbox.world import GLYPHS, Scene
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
 GUIDANCES = (2.5, 4.0)
@@ -81,7 +81,7 @@ def measure_base(out: Path, guidance: float) -> dict[str, float]:
     return {figure.name: figure.mean() for figure in sandbox_figures(rows, records)}
 
 
-def _glyph(scene) -> str:
+def _glyph(scene: Scene) -> str:
     return next(thing.kind for thing in scene.things if thing.kind in GLYPHS)
 
 

@@ -142,7 +142,7 @@ def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Te
 
 def _save(
     denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, folder: Path
-):
+) -> None:
     """Writes the averaged weights as a pipeline in half precision, without touching what is in training."""
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),

@@ -15,6 +15,7 @@ from sdr1.base.plain_data import parse_json, read_json
 from sdr1.base.records import LearnerState
 from sdr1.config.text import annotated_yaml
 from sdr1.config.training import Config, RewardConfig, validate
+from sdr1.models import lora
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
 from sdr1.training.checkpoint import Checkpoint, newest
@@ -64,13 +65,9 @@ def _write(policy: Policy, part: Part, folder: Path) -> None:
     if part == "pipeline":
         policy.save(folder)
     elif part == "lora":
-        policy.save_adapter(folder)
+        lora.save(policy.unet, policy.config.lora, folder)
     elif part == "kohya":
-        from diffusers.utils import convert_state_dict_to_kohya
-        from safetensors.torch import save_file
-
-        layers = {f"unet.{name}": layer for name, layer in policy.adapter().items()}
-        save_file(convert_state_dict_to_kohya(layers), folder / KOHYA_FILE)
+        lora.save_kohya(policy.unet, policy.config.lora, folder / KOHYA_FILE)
     else:
         whole = folder / "whole"
         policy.save(whole)

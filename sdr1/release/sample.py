@@ -12,7 +12,7 @@ from sdr1.config.training import ModelFiles, PolicyConfig, validate
 from sdr1.evaluation.painter import Painter, encode
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.models import pipeline_files, schedulers
-from sdr1.models.policy import load, named
+from sdr1.models.pipeline import load, named
 from sdr1.training import checkpoint
 from sdr1.training.run_folder import unfinished
 

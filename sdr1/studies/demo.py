@@ -27,7 +27,7 @@ from sdr1.evaluation.protocols import SANDBOX_TOPICS, TRAINED, UNTRAINED, sandbo
 from sdr1.evaluation.rows import Row
 from sdr1.evaluation.sandbox import oracle_records
 from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet

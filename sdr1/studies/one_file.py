@@ -86,7 +86,7 @@ def reward(images_GHWC: np.ndarray, prompt: SandboxPrompt) -> torch.Tensor:
 # The policy: a chain of DDIM steps, the first ones Gaussian. ---------------------------------------------------------
 
 
-def step_distribution(latents: torch.Tensor, step: torch.Tensor, text: str, noisy: bool = True):
+def step_distribution(latents: torch.Tensor, step: torch.Tensor, text: str, noisy: bool = True) -> tuple:
     """Mean and standard deviation of the next latents, given these (DDIM, equations 12 and 16)."""
     count = len(latents)
     states = torch.cat([text_states(each).expand(count, -1, -1) for each in ("", text)])
@@ -114,7 +114,7 @@ def draw_noise(*key: int | str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def rollout(iteration: int, group: int, prompt: SandboxPrompt):
+def rollout(iteration: int, group: int, prompt: SandboxPrompt) -> tuple:
     """Draw a group from one initial noise. Returns the latents around the trained steps (K + 1, G, C, H, W), their
     log-probs (K, G), the base model's means (K, 1 or G, C, H, W), and the images (G, H, W, 3)."""
     latents = draw_noise(iteration, group, "initial")[None]

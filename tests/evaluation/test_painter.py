@@ -12,7 +12,7 @@ import torch
 
 from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.rows import Row, Sampler
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 
 TEXTS = ("a red circle", "a blue ring", "a green cross", "a skull", "two rings")
 

@@ -8,7 +8,8 @@ import torch
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.models.policy import Policy, check, load_pipeline
+from sdr1.models.pipeline import load_pipeline
+from sdr1.models.policy import Policy, check
 
 TASK = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two blue squares", "safe"), version=0)
 

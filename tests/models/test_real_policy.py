@@ -9,8 +9,10 @@ import torch
 from benchmarks.common import SD_1_UNET
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Prompt, Scores
-from sdr1.config.training import PolicyConfig
-from sdr1.models.policy import Policy, add_lora, load
+from sdr1.config.training import LoraConfig, PolicyConfig
+from sdr1.models import lora
+from sdr1.models.pipeline import load
+from sdr1.models.policy import Policy
 from sdr1.training.learner import Learner
 from tests import tiny
 
@@ -167,7 +169,7 @@ def test_lora_publishes_less_than_a_hundredth_of_a_full_size_unet():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD_1_UNET).requires_grad_(False)
         full = sum(parameter.nbytes for parameter in unet.parameters())
-        add_lora(unet, PolicyConfig(trainable="lora"), seed=0)
+        lora.add(unet, LoraConfig(), seed=0)
     adapters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     assert full == pytest.approx(4 * 860e6, rel=0.01)
     assert 0 < sum(parameter.nbytes for parameter in adapters) <= 0.01 * full

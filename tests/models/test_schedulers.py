@@ -15,7 +15,8 @@ from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.protocols import SCHEDULERS
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.models import schedulers
-from sdr1.models.policy import Policy, load_pipeline
+from sdr1.models.pipeline import load_pipeline
+from sdr1.models.policy import Policy
 from sdr1.sandbox import PIPELINE
 from tests import tiny
 

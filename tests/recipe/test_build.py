@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sdr1.base.errors import UserError
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 from sdr1.recipe import build, clip, common, data, oracle, unet, vae
 from sdr1.sandbox.oracle import Oracle
 

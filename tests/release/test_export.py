@@ -22,7 +22,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.records import LearnerState
 from sdr1.config.training import PolicyConfig
 from sdr1.evaluation.rows import Sampler
-from sdr1.models.policy import load
+from sdr1.models.pipeline import load
 from sdr1.release.export import export, model_card
 from sdr1.release.sample import _grid, _resolve, sample
 from sdr1.sandbox import PIPELINE

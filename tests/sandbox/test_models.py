@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdr1.models.embedder import Embedder
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 from sdr1.recipe.oracle import exact_share, through_vae
 from sdr1.sandbox import CLIP, ORACLE, PIPELINE, WEIGHTS
 from sdr1.sandbox.captions import TASKS, VOCABULARY, claim_of, corrupt, phrase

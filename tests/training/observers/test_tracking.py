@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.models.policy import load_pipeline
+from sdr1.models.pipeline import load_pipeline
 from sdr1.training.observers.journal import Journal
 from sdr1.training.observers.tracking import Tracker, attach
 from sdr1.training.run import train
