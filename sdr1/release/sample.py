@@ -81,15 +81,11 @@ def _resolve(model: str, files: ModelFiles | None = None) -> tuple[PolicyConfig,
 def _grid(
     path: Path, rows: list[list[np.ndarray]], texts: list[str], sides: list[str], seeds: list[int]
 ) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     columns = len(sides) * len(seeds)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(1.6 * columns + 1, 1.7 * len(rows) + 0.4), squeeze=False
-    )
+    figure = Figure(figsize=(1.6 * columns + 1, 1.7 * len(rows) + 0.4))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     titles = [f"{side}, {seed}" for side in sides for seed in seeds]
     for line, pictures, text in zip(axes, rows, texts, strict=True):
         for axis, picture in zip(line, pictures, strict=True):
@@ -101,5 +97,4 @@ def _grid(
         axis.set_title(title, fontsize=7)
     figure.tight_layout()
     write_figure(path, figure, dpi=90)
-    plt.close(figure)
     return path

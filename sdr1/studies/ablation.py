@@ -182,12 +182,10 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
 
 
 def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5, 3.4))
+    figure = Figure(figsize=(5, 3.4))
+    axis = figure.subplots()
     for rate in _RATES:
         axis.plot(
             [row["alpha"] for row in sweep], [row["mean"][rate] for row in sweep], marker="o", label=rate
@@ -197,4 +195,3 @@ def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
     axis.grid(alpha=0.3)
     figure.tight_layout()
     write_figure(path, figure, dpi=100)
-    plt.close(figure)

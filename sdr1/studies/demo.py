@@ -321,13 +321,11 @@ def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> Path:
 
 
 def _draw_curves(path: Path, metrics: Path) -> Path:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    figure = Figure(figsize=(12, 3.4))
+    axes = figure.subplots(1, 3)
     panels = (("reward_safe", "reward_unsafe"), ("unsafe_rate", "clip_fraction"), ("kl",))
     for axis, names in zip(axes, panels, strict=True):
         for name in names:
@@ -339,5 +337,4 @@ def _draw_curves(path: Path, metrics: Path) -> Path:
         axis.grid(alpha=0.3)
     figure.tight_layout()
     write_figure(path, figure, dpi=90)
-    plt.close(figure)
     return path
