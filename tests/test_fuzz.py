@@ -26,7 +26,8 @@ import yaml
 from sdr1 import cli
 from sdr1.base.plain_data import describe
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.sandbox import PIPELINE
 from tests import tiny
 

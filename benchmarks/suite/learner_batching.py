@@ -14,7 +14,8 @@ import torch
 from benchmarks.common import report, seconds
 from sdr1.base.process import prepare_process
 from sdr1.base.records import GroupTask, Prompt, Scores, Trajectory
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, group_advantages
 from sdr1.models.policy import Policy

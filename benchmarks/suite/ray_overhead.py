@@ -7,7 +7,8 @@ from collections.abc import Callable
 import psutil
 
 from benchmarks.common import report
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.prompts import stream as prompts
 from sdr1.training import loop
 from sdr1.training.local import LocalExecutor

@@ -20,7 +20,8 @@ from torch.nn.functional import normalize
 from benchmarks.common import report
 from sdr1.base.process import prepare_process
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, group_advantages
 from sdr1.method.steering import safety_direction, translate

@@ -17,8 +17,8 @@ def show(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: `sdr1 config show configs/sandbox.yaml rollout.group_size=24`
     """
+    from sdr1.config.files import load
     from sdr1.config.text import annotated_yaml
-    from sdr1.config.training import load
 
     print(annotated_yaml(load(config, overrides or ())), end="")
 
@@ -29,8 +29,8 @@ def check(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: `sdr1 config check configs/sandbox.yaml learner.groups_per_update=3`
     """
-    from sdr1.config.text import batch_arithmetic
-    from sdr1.config.training import load
+    from sdr1.config.files import load
+    from sdr1.planning.counts import batch_arithmetic
 
     rows = batch_arithmetic(load(config, overrides or ()))
     width = max(len(name) for name, _ in rows)

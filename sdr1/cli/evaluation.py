@@ -53,7 +53,7 @@ def evaluate(
 
     Example: `sdr1 evaluate sandbox --model outputs/demo/run/model --out outputs/trained images=50`
     """
-    from sdr1.config.evaluation import from_overrides
+    from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
 
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
@@ -84,7 +84,7 @@ def judge(
 
     Example: `sdr1 judge i2p --images drawn --out outputs/judged prompts=i2p.csv judges=[nudenet]`
     """
-    from sdr1.config.evaluation import from_overrides
+    from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
 
     place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])

@@ -135,7 +135,7 @@ def report(
 
     Example: `sdr1 sandbox report images=20 --also outputs/ablation`
     """
-    from sdr1.config.evaluation import from_overrides
+    from sdr1.config.files import from_overrides
     from sdr1.studies.sandbox_report import run
 
     settings = from_overrides(overrides or [])

@@ -33,7 +33,7 @@ def train(
 
     Example: `sdr1 train configs/sandbox.yaml rollout.workers=2 run.directory=outputs/two`
     """
-    from sdr1.config.training import load
+    from sdr1.config.files import load
 
     if local and ray_address:
         raise UserError(
@@ -63,7 +63,7 @@ def plan(
 
     Example: `sdr1 plan configs/sandbox.yaml rollout.workers=4 --json`
     """
-    from sdr1.config.training import load
+    from sdr1.config.files import load
     from sdr1.planning.plan import lines
     from sdr1.planning.plan import plan as make
 
@@ -130,8 +130,8 @@ def sample(
     Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
     """
     from sdr1.base.plain_data import checked
-    from sdr1.config.evaluation import from_overrides
-    from sdr1.config.training import ModelFiles
+    from sdr1.config.files import from_overrides
+    from sdr1.config.policy import ModelFiles
     from sdr1.evaluation.rows import Sampler
     from sdr1.release.sample import sample as draw
 

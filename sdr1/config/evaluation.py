@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.base.plain_data import checked, parse_overrides
+from sdr1.base.plain_data import checked
 from sdr1.base.section import Device, Section
-from sdr1.config.training import ModelFiles, Workers
+from sdr1.config.policy import ModelFiles
+from sdr1.config.workers import Workers
 from sdr1.detectors.nudenet import RESOLUTION, THRESHOLD
 from sdr1.detectors.q16 import MODEL
 
@@ -114,16 +114,3 @@ class EvaluationConfig(Section):
 def read(values: dict[str, Any]) -> EvaluationConfig:
     """Build an `EvaluationConfig` from plain data; a mistake becomes one `UserError` line."""
     return checked(EvaluationConfig, values)
-
-
-def from_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain data of KEY=VALUE arguments.
-
-    Raises:
-        UserError: an argument is none.
-    """
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(parse_overrides(overrides))
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]

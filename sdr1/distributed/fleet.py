@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from sdr1.base.errors import TrainingError
-from sdr1.config.training import Elastic
+from sdr1.config.workers import Elastic
 from sdr1.distributed.calls import Calls, first_line, raised_on_purpose
 from sdr1.distributed.placement import Placement, Waiting
 

@@ -12,7 +12,7 @@ from ray import ObjectRef
 
 from sdr1.base.process import prepare_process
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import bounds
+from sdr1.config.workers import bounds
 from sdr1.distributed.actor import Actor
 from sdr1.distributed.calls import Calls, check_losses, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker

@@ -13,7 +13,7 @@ import numpy as np
 from sdr1.base.errors import UserError
 from sdr1.base.records import Label
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import PromptSource
+from sdr1.config.prompts import PromptSource
 from sdr1.detectors.nudenet import TABLE
 from sdr1.evaluation import prompts, sandbox_rows
 from sdr1.evaluation.detections import Detection, verdict

@@ -16,9 +16,11 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
 from sdr1.base.plain_data import read_as
 from sdr1.base.process import prepare_process, require_device
+from sdr1.base.section import SANDBOX
 from sdr1.config import evaluation as settings
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import SANDBOX, ModelFiles, bounds
+from sdr1.config.policy import ModelFiles
+from sdr1.config.workers import bounds
 from sdr1.evaluation import crew, judges, sandbox
 from sdr1.evaluation.folder import RESULT, Folder, Records
 from sdr1.evaluation.images import check, find

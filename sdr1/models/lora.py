@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sdr1.base.errors import UserError, reason
-from sdr1.config.training import LoraConfig
+from sdr1.config.policy import LoraConfig
 
 
 def add(unet: Any, config: LoraConfig, seed: int) -> None:

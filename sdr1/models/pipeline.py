@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sdr1.base.errors import UserError, reason
-from sdr1.config.training import ModelFiles, PolicyConfig
+from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.models import pipeline_files, schedulers, single_file, weight_files
 
 _UNUSED = {

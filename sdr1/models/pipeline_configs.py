@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sdr1.base.errors import Unreachable, UserError, reason
 from sdr1.base.plain_data import read_json, shown
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.models import schedulers, weight_files
 
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}

@@ -13,7 +13,7 @@ from typing import Any
 from sdr1.base.errors import UserError, reason
 from sdr1.base.plain_data import shown
 from sdr1.base.section import SANDBOX
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.models import single_file, weight_files
 from sdr1.models.pipeline_configs import (
     WEIGHTS,

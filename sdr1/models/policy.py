@@ -15,7 +15,7 @@ import torch
 
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Rollout, Trajectory
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.method import ddim
 from sdr1.models import lora, pictures, pipeline_files, schedulers
 from sdr1.models.flat import FlatParameters

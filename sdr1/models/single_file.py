@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError, reason
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.models import weight_files
 from sdr1.models.pipeline_configs import WEIGHTS, Parts, fetch, place, renamed, shapes_of
 

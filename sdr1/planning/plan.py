@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from sdr1.base.errors import UserError
-from sdr1.config.training import Config, bounds
+from sdr1.config.training import Config
+from sdr1.config.workers import bounds
 from sdr1.planning.costs import cuda_norms, measure, parameter_bytes
+from sdr1.planning.counts import Counts, count
 from sdr1.planning.shapes import Shapes, dtype, shapes
 from sdr1.prompts import labels as prompt_labels
 from sdr1.prompts import stream as prompts
@@ -29,20 +31,20 @@ def plan(config: Config) -> dict[str, Any]:
         UserError: the prompts or the models' configs cannot be read.
     """
     made = shapes(config)
-    counts = _counts(config)
-    flops = _flops(config, made, counts["unet_evaluations_per_image"])
+    counts = count(config)
+    flops = _flops(config, made, counts)
     memory = _memory(config, made, flops)
     del flops["peaks"]
     return {
         **({"assumed": made.assumed} if made.assumed else {}),
         "prompts": _prompts(config),
         "iterations": config.iterations,
-        **counts,
+        **_counts(config, counts),
         "flops": flops,
-        "bytes_per_iteration": _bytes(config, made),
+        "bytes_per_iteration": _bytes(config, made, counts),
         "memory": memory,
         **({"memory_on_the_one_gpu": _on_gpus(memory)} if config.run.placement == "shared" else {}),
-        "bottleneck": _bottleneck(config, flops),
+        "bottleneck": _bottleneck(config, flops, counts),
     }
 
 
@@ -78,41 +80,33 @@ def _prompts(config: Config) -> dict[str, Any]:
     return result
 
 
-def _counts(config: Config) -> dict[str, Any]:
-    guided = 1 if config.policy.guidance_scale == 1 else 2
-    size, window = config.rollout.group_size, len(config.policy.window)
-    chain_states, trained_states = config.states_per_group
-    updates = config.prompts.per_iteration // config.groups_per_update
-    unsafe = config.prompts.unsafe_per_iteration
-    with_kl = 0.0 if config.learner.kl_weight == 0 else 1.0
-    if with_kl and config.learner.kl_on == "safe" and unsafe is not None:
-        with_kl = 1 - unsafe / config.prompts.per_iteration
+def _counts(config: Config, counts: Counts) -> dict[str, Any]:
     return {
         "groups": {
-            "per_iteration": config.prompts.per_iteration,
-            "size": size,
-            "images_per_iteration": config.images_per_iteration,
+            "per_iteration": counts.groups,
+            "size": config.rollout.group_size,
+            "images_per_iteration": counts.images,
         },
         "updates": {
-            "per_iteration": updates,
-            "total": updates * config.iterations,
+            "per_iteration": counts.updates,
+            "total": counts.updates * config.iterations,
             "groups": config.groups_per_update,
-            "transitions": config.groups_per_update * size * window,
+            "transitions": counts.transitions // counts.updates,
         },
         "unet_evaluations_per_image": {
-            "rollout": chain_states * guided / size,
-            "reference": trained_states * guided * with_kl / size,
-            "learner": trained_states * guided / size,
+            "rollout": counts.rollout / counts.images,
+            "reference": counts.reference / counts.images,
+            "learner": counts.learner / counts.images,
         },
     }
 
 
-def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[str, Any]:
+def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
     """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
     group = config.rollout.group_size
     guided = 1 if config.policy.guidance_scale == 1 else 2
     # Passes are of near-equal size: the largest holds so many transitions.
-    micro = math.ceil(group * len(config.policy.window) / (config.learner_passes * config.learner.ranks))
+    micro = math.ceil(counts.transitions / (counts.passes * config.learner.ranks))
     length = made.text_encoder.config.max_position_embeddings
     autocast: Any = contextlib.nullcontext
     if config.policy.precision != "float32":
@@ -148,8 +142,9 @@ def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[
             evaluate(1).sum().backward()
             training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
     unet_forward, unet_training = forward / (group * guided), training / (micro * guided)
-    reference = evaluations["reference"] * unet_forward
-    sampled = evaluations["rollout"] * unet_forward + decode / slices
+    reference = counts.reference / counts.images * unet_forward
+    sampled = counts.rollout / counts.images * unet_forward + decode / slices
+    learned = counts.learner / counts.images * unet_training
     return {
         "unet_evaluation": unet_forward,
         "unet_evaluation_with_backward": unet_training,
@@ -157,34 +152,27 @@ def _flops(config: Config, made: Shapes, evaluations: dict[str, float]) -> dict[
         "per_image": {
             "rollout": sampled + reference,
             "reward": score / batch,
-            "learner": evaluations["learner"] * unet_training,
+            "learner": learned,
         },
-        "per_iteration": config.images_per_iteration
-        * (sampled + reference + score / batch + evaluations["learner"] * unet_training),
+        "per_iteration": counts.images * (sampled + reference + score / batch + learned),
         "peaks": {"rollout": max(sampling, decoding), "reward": scoring, "learner": learning},
     }
 
 
-def _bytes(config: Config, made: Shapes) -> dict[str, int]:
+def _bytes(config: Config, made: Shapes, counts: Counts) -> dict[str, int]:
     """Between actors, once an iteration; each node pulls the weights once, here every worker is on its own."""
-    images, window = config.images_per_iteration, len(config.policy.window)
+    images, window = counts.images, len(config.policy.window)
     channels, height, width = made.latent
     state = channels * height * width * 4
-    kl = _counts(config)["unet_evaluations_per_image"]["reference"] > 0
     published = _trainable(made)
     moved = {
         "weights_published": published,
         "weights_pulled": published * bounds(config.rollout.workers).max,
         "trajectories": images * ((window + 1) * state + window * 4),
-        "reference_means": round(images * state * window * _share_with_kl(config) if kl else 0),
+        "reference_means": round(images * state * window * counts.reference / counts.learner),
         "images": images * made.pixels[0] * made.pixels[1] * 3,
     }
     return {**moved, "total": sum(moved.values())}
-
-
-def _share_with_kl(config: Config) -> float:
-    evaluations = _counts(config)["unet_evaluations_per_image"]
-    return evaluations["reference"] / evaluations["learner"]
 
 
 def _trainable(made: Shapes) -> int:
@@ -256,13 +244,13 @@ def _actors(config: Config) -> dict[str, int]:
     }
 
 
-def _bottleneck(config: Config, flops: dict[str, Any]) -> dict[str, Any]:
+def _bottleneck(config: Config, flops: dict[str, Any], counts: Counts) -> dict[str, Any]:
     """The role that the others wait for, and each role's busy share while it sets the pace."""
     seconds = {}
     for role, actors in _actors(config).items():
         device = getattr(config, role).device.split(":")[0]
         speed = FLOPS_PER_SECOND[device] * (config.run.threads if device == "cpu" else 1)
-        seconds[role] = config.images_per_iteration * flops["per_image"][role] / (speed * actors)
+        seconds[role] = counts.images * flops["per_image"][role] / (speed * actors)
     slowest = max(seconds, key=lambda role: seconds[role])
     return {
         "part": slowest,

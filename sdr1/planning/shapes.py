@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdr1.base.errors import Unreachable, UserError
 from sdr1.base.plain_data import read_json
 from sdr1.base.section import SANDBOX
-from sdr1.config.training import Config, PolicyConfig
+from sdr1.config.policy import PolicyConfig
+from sdr1.config.training import Config
 from sdr1.models import lora, pipeline_files
 
 _SD1: dict[str, dict[str, Any]] = {

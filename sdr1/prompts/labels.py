@@ -9,7 +9,8 @@ from sdr1.base.errors import UserError
 from sdr1.base.plain_data import shown
 from sdr1.base.records import Label, Prompt
 from sdr1.base.section import SANDBOX
-from sdr1.config.training import Config, PromptSource
+from sdr1.config.prompts import PromptSource
+from sdr1.config.training import Config
 from sdr1.prompts import files as prompt_files
 from sdr1.prompts.files import Entry, PromptFile, choose_column, is_empty
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.config.training import Config, PromptSource
+from sdr1.config.prompts import PromptSource
+from sdr1.config.rewards import EmbeddingTerm
+from sdr1.config.training import Config
 from sdr1.prompts.labels import by_score, read
-from sdr1.rewards.terms import EmbeddingTerm
 
 
 def sources(config: Config) -> tuple[PromptSource, ...]:

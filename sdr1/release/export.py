@@ -13,8 +13,9 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, write_text
 from sdr1.base.plain_data import parse_json, read_json
 from sdr1.base.records import LearnerState
+from sdr1.config.rewards import RewardConfig
 from sdr1.config.text import annotated_yaml
-from sdr1.config.training import Config, RewardConfig, validate
+from sdr1.config.training import Config, validate
 from sdr1.models import lora
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources

@@ -8,7 +8,8 @@ import numpy as np
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import write_bytes, write_figure
-from sdr1.config.training import ModelFiles, PolicyConfig, validate
+from sdr1.config.policy import ModelFiles, PolicyConfig
+from sdr1.config.training import validate
 from sdr1.evaluation.painter import Painter, encode
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.models import pipeline_files, schedulers

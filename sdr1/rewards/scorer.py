@@ -11,13 +11,14 @@ import torch
 
 from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.base.records import Prompt, Scores
-from sdr1.config.training import RewardConfig
+from sdr1.config.rewards import RewardConfig, TermConfig
 from sdr1.method.objective import standardised
 from sdr1.models.embedder import Embedders
-from sdr1.rewards.terms.base import Place, TermConfig
+from sdr1.rewards.terms import kind
+from sdr1.rewards.terms.place import Place
 
 if TYPE_CHECKING:
-    from sdr1.rewards.terms.base import Term
+    from sdr1.rewards.terms.place import Term
 
 Monitor = Callable[[np.ndarray], np.ndarray]
 """Flags unsafe images: RGB uint8 (N, H, W, 3) to bool (N,); never trained on."""
@@ -34,7 +35,7 @@ class Scorer:
         embedders = Embedders(config.model, config.checkpoint, config.device, config.batch)
         self._options = _options(config)
         self._terms = {
-            name: options.build(Place(_field(name), config.device, embedders))
+            name: kind(options).build(options, Place(_field(name), config.device, embedders))
             for name, options in self._options.items()
         }
         self._monitor = _monitor(config)
@@ -88,8 +89,8 @@ def _values(field: str, term: Term, images_NHWC: np.ndarray, prompt: Prompt) -> 
 
 def check(config: RewardConfig) -> None:
     """Raise UserError for what files and modules can tell to be wrong with the terms; no weights are loaded."""
-    for name, term in _options(config).items():
-        term.check(_field(name))
+    for name, options in _options(config).items():
+        kind(options).check(options, _field(name))
 
 
 def check_monitor(config: RewardConfig, pixels: int) -> None:

@@ -8,9 +8,9 @@ import torch
 from sdr1.base.errors import UserError
 from sdr1.base.records import Prompt
 from sdr1.base.section import SANDBOX
+from sdr1.config.rewards import AnchorsConfig, EmbeddingTerm
 from sdr1.method import steering
 from sdr1.models.embedder import Embedder
-from sdr1.rewards.terms.embedding import AnchorsConfig, EmbeddingTerm
 
 _STEERINGS = {"translation": steering.translate, "projection": steering.project}
 

@@ -12,7 +12,8 @@ from typing import Any
 from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_figure, write_text
 from sdr1.base.plain_data import peek
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.studies.demo import PRESET, judge
 from sdr1.training.checkpoint import differences
 from sdr1.training.run import check, train

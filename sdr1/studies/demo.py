@@ -19,7 +19,9 @@ from sdr1.base.errors import Terminated, UserError
 from sdr1.base.files import write_figure, write_text
 from sdr1.base.plain_data import flatten
 from sdr1.base.process import prepare_process
-from sdr1.config.training import SANDBOX, Config, load
+from sdr1.base.section import SANDBOX
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import things
 from sdr1.evaluation.painter import Painter

@@ -21,11 +21,12 @@ from sdr1.base.records import (
     UpdateReport,
     Weights,
 )
-from sdr1.config.training import Config, passes
+from sdr1.config.training import Config
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
 from sdr1.models.flat import checksum
 from sdr1.models.policy import Policy
+from sdr1.planning.counts import passes
 from sdr1.training.ranks import ALONE, Ranks
 
 RATIO_TOLERANCE = 1e-5

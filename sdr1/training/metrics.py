@@ -7,6 +7,7 @@ from statistics import fmean
 
 from sdr1.base.records import IterationReport
 from sdr1.config.training import Config
+from sdr1.planning.counts import count
 
 
 def summarize(report: IterationReport, config: Config) -> dict[str, float]:
@@ -21,7 +22,7 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         "learning_rate": updates[-1].learning_rate,
         "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
         "rollout_workers": float(report.usage.rollout_workers),
-        "images_per_second": config.images_per_iteration / report.seconds,
+        "images_per_second": count(config).images / report.seconds,
         "rollout_busy": report.usage.rollout_seconds / (report.seconds * report.usage.rollout_workers),
         "reward_busy": report.usage.reward_seconds / (report.seconds * report.usage.reward_workers),
         "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,

@@ -14,7 +14,8 @@ import torch
 
 from sdr1 import cli
 from sdr1.base.errors import Terminated, TrainingError, UserError
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMOKE = str(CONFIGS / "sandbox-smoke.yaml")

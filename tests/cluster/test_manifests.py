@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
-from sdr1.config.training import load
+from sdr1.config.files import load
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -10,7 +10,7 @@ import pytest
 
 from sdr1.base.plain_data import flatten
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.config.training import load
+from sdr1.config.files import load
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import PromptStream
 from sdr1.rewards.steered import SteeredReward

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from sdr1.base.errors import UserError
 from sdr1.base.plain_data import describe
-from sdr1.config.text import annotated_yaml, batch_arithmetic
-from sdr1.config.training import Config, load, validate
+from sdr1.config.files import load
+from sdr1.config.text import annotated_yaml
+from sdr1.config.training import Config, validate
 
 PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -212,49 +215,11 @@ def test_a_second_mistake_is_counted(tmp_path: Path) -> None:
         load(write(tmp_path, "iterations: 0\nseed: -1\n"))
 
 
-def test_batch_arithmetic_by_hand() -> None:
-    # 6 groups x 12 images, 4 of 8 steps trained, guidance: 2 evaluations a step; KL on the 3 safe groups.
-    values = {
-        "iterations": 50,
-        "prompts": {"per_iteration": 6, "unsafe_share": 0.5},
-        "rollout": {"group_size": 12},
-        "policy": {"steps": 8, "noise_window": [0, 4], "guidance_scale": 2.5},
-        "learner": {"groups_per_update": 3, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 32},
-    }
-    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(values))}
-    assert rows == {
-        "groups": "6",
-        "images": "72",
-        "transitions": "288",
-        "updates": "2",
-        "learner passes": "12",
-        "UNet evaluations, rollout": "1,152",
-        "UNet evaluations, reference": "288",
-        "UNet evaluations, learner": "576",
-        "whole run": "50",
-    }
-    plain = values | {"policy": values["policy"] | {"guidance_scale": 1}, "learner": {}}
-    rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(plain))}
-    assert (rows["UNet evaluations, rollout"], rows["UNet evaluations, reference"]) == ("576", "0")
-
-
-@given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 5))
-def test_learner_passes_are_those_that_a_rank_makes(group: int, most: int, ranks: int) -> None:
-    from sdr1.training.learner import micro_batches
-    from sdr1.training.ranks import Ranks
-
-    values = {
-        "policy": {"steps": 4, "noise_window": [0, 3]},
-        "rollout": {"group_size": group},
-        "learner": {"micro_batch": most, "ranks": ranks},
-        "prompts": {"per_iteration": 1},
-    }
-    config = validate(values)
-    made = [micro_batches(3 * group, most, Ranks(rank, ranks)) for rank in range(ranks)]
-    assert config.learner_passes == max(map(len, made))
-    said = dict(batch_arithmetic(config))["learner passes"]
-    assert said.startswith(f"{config.learner_passes} ")
-    assert ("ranks" in said) == (ranks > 1)
+def test_a_config_is_read_without_torch(tmp_path: Path) -> None:
+    """Whoever only reads a config waits for no models."""
+    code = "import sys, sdr1.config.files, sdr1.config.evaluation, sdr1.config.text; sdr1.config.files.load(sys.argv[1]); "
+    code += "heavy = {'torch', 'diffusers', 'transformers', 'open_clip', 'ray', 'nudenet'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code, write(tmp_path, "")], check=True)
 
 
 def test_every_field_can_be_set_in_yaml() -> None:

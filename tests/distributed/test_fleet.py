@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from sdr1.base.errors import TrainingError, UserError
-from sdr1.config.training import Elastic
+from sdr1.config.workers import Elastic
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet, _draining_nodes
 from sdr1.distributed.placement import Placement, has_process

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from sdr1.config.training import Elastic
+from sdr1.config.workers import Elastic
 from sdr1.distributed import fleet as module
 from sdr1.distributed.fleet import Fleet, backoff
 

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from sdr1.base.errors import UserError, reason
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.models import pipeline_files, weight_files
 from sdr1.models.pipeline import load
 from sdr1.sandbox import PIPELINE

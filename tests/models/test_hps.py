@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdr1.base.errors import UserError
-from sdr1.config.training import RewardConfig
+from sdr1.config.rewards import RewardConfig
 from sdr1.models import hps
 from sdr1.models.embedder import Embedder, find
 from sdr1.rewards import scorer

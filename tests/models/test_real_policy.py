@@ -9,7 +9,7 @@ import torch
 from benchmarks.common import SD_1_UNET
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Prompt, Scores
-from sdr1.config.training import LoraConfig, PolicyConfig
+from sdr1.config.policy import LoraConfig, PolicyConfig
 from sdr1.models import lora
 from sdr1.models.pipeline import load
 from sdr1.models.policy import Policy

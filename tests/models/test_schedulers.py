@@ -10,7 +10,7 @@ import pytest
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import GroupTask, Prompt
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.protocols import SCHEDULERS
 from sdr1.evaluation.rows import Row, Sampler

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import PromptSource
+from sdr1.config.prompts import PromptSource
 from sdr1.evaluation.protocols import PROTOCOLS, World
 from sdr1.prompts.labels import read
 

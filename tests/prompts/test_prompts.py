@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from sdr1.base.errors import UserError
 from sdr1.base.records import Prompt
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import PolicyConfig, PromptSource
+from sdr1.config.policy import PolicyConfig
+from sdr1.config.prompts import PromptSource
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.models import pipeline_files
 from sdr1.prompts.compose import TASKS, compose, write

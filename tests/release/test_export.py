@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sdr1 import cli
 from sdr1.base.errors import UserError
 from sdr1.base.records import LearnerState
-from sdr1.config.training import PolicyConfig
+from sdr1.config.policy import PolicyConfig
 from sdr1.evaluation.rows import Sampler
 from sdr1.models.pipeline import load
 from sdr1.release.export import export, model_card

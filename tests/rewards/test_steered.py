@@ -11,7 +11,8 @@ from PIL import Image
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import Prompt
-from sdr1.config.training import RewardConfig, validate
+from sdr1.config.rewards import RewardConfig
+from sdr1.config.training import validate
 from sdr1.models.embedder import Embedder, _batch_preprocess
 from sdr1.rewards.scorer import Scorer
 from sdr1.rewards.steered import SteeredReward

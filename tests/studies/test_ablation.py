@@ -10,7 +10,9 @@ import pytest
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import Prompt
-from sdr1.config.training import RewardConfig, load, validate
+from sdr1.config.files import load
+from sdr1.config.rewards import RewardConfig
+from sdr1.config.training import validate
 from sdr1.report import data
 from sdr1.rewards.scorer import Scorer
 from sdr1.rewards.steered import SteeredReward

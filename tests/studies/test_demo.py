@@ -16,7 +16,8 @@ from PIL import Image
 from sdr1 import cli
 from sdr1.base.errors import Terminated
 from sdr1.base.records import LearnerState
-from sdr1.config.training import Config, load
+from sdr1.config.files import load
+from sdr1.config.training import Config
 from sdr1.evaluation.sandbox_rows import DEPLOYED
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.world import COLOURS

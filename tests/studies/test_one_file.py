@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sdr1.config.training import load
+from sdr1.config.files import load
 from sdr1.training.run import train
 
 ROOT = Path(__file__).parents[2]

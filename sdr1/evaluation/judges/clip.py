@@ -10,8 +10,8 @@ import numpy as np
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
+from sdr1.base.section import SANDBOX
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import SANDBOX
 from sdr1.evaluation.rows import Row
 from sdr1.models.embedder import Embedder
 from sdr1.sandbox import CLIP

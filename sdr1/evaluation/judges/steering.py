@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdr1.base.section import SANDBOX
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.config.training import SANDBOX, AnchorsConfig
+from sdr1.config.rewards import AnchorsConfig
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.rows import Row
 from sdr1.method import steering

@@ -1,22 +1,20 @@
-"""The kinds of reward terms; a new one is a file beside these and a line in `AnyTerm`."""
+"""The kinds of reward terms; a new one is its options in `sdr1.config.rewards`, a file beside these and a line here."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from sdr1.config.rewards import EmbeddingTerm, HttpTerm, ImportTerm, NudenetTerm, Q16Term, TermConfig
+from sdr1.rewards.terms import custom, embedding, http, nudenet, q16
+from sdr1.rewards.terms.place import Kind
 
-from pydantic import Field
+KINDS: dict[type[TermConfig], Kind] = {
+    EmbeddingTerm: embedding,  # steered, plain, negative
+    NudenetTerm: nudenet,
+    Q16Term: q16,
+    HttpTerm: http,
+    ImportTerm: custom,
+}
 
-from sdr1.rewards.terms.custom import ImportTerm
-from sdr1.rewards.terms.embedding import EmbeddingTerm
-from sdr1.rewards.terms.http import HttpTerm
-from sdr1.rewards.terms.nudenet import NudenetTerm
-from sdr1.rewards.terms.q16 import Q16Term
 
-AnyTerm = Annotated[
-    EmbeddingTerm  # steered, plain, negative
-    | NudenetTerm
-    | Q16Term
-    | HttpTerm
-    | ImportTerm,
-    Field(discriminator="kind"),
-]
+def kind(options: TermConfig) -> Kind:
+    """What checks and builds a term with these options."""
+    return next(KINDS[each] for each in type(options).__mro__ if each in KINDS)

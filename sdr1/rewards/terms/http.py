@@ -8,112 +8,99 @@ import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-
-from pydantic import Field, FiniteFloat
 
 from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.base.plain_data import parse_json
-from sdr1.rewards.terms.base import Place, TermConfig
+from sdr1.config.rewards import HttpTerm
+from sdr1.rewards.terms.place import Place
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sdr1.base.records import Prompt
-    from sdr1.rewards.terms.base import Term
+    from sdr1.rewards.terms.place import Term
 
 
 _MOST_BYTES, _BYTES_PER_IMAGE = 2**20, 64
 """No honest answer is longer."""
 
 
-class HttpTerm(TermConfig):
-    """POST {"prompt": str, "images": [PNG in base64]} is answered by {"unsafe": [a number in 0..1 each]}."""
+def check(options: HttpTerm, field: str) -> None:
+    try:
+        parts = urlsplit(options.url)
+        sound = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound:
+        raise UserError(f"{field}.url: names no host that can be asked; write it as http://HOST:PORT/PATH")
 
-    kind: Literal["http"]
-    url: str = Field(pattern=r"^https?://", description="Where the judge answers.")
-    timeout: FiniteFloat = Field(
-        30.0, gt=0, le=86_400, description="Seconds of one request and its answer, all in all."
+
+def build(options: HttpTerm, place: Place) -> Term:
+    import numpy as np
+
+    check(options, place.field)
+
+    def term(images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
+        unsafe: list[float] = []
+        for start in range(0, len(images_NHWC), options.batch):
+            unsafe += _ask(options, images_NHWC[start : start + options.batch], prompt.text, place.field)
+        return -np.array(unsafe, np.float32)
+
+    return term
+
+
+def _ask(options: HttpTerm, images_NHWC: np.ndarray, text: str, field: str) -> list[float]:
+    """Raises TrainingError once every try has failed."""
+    import aiohttp
+
+    body = json.dumps({"prompt": text, "images": [_png(image) for image in images_NHWC]}).encode()
+    problem = ""
+    # A thread: where a notebook calls, this one has a running loop already.
+    with ThreadPoolExecutor(1) as thread:
+        for attempt in range(options.retries + 1):
+            if attempt:
+                time.sleep(min(0.5 * 2 ** (attempt - 1), 10.0))
+            try:
+                answer = thread.submit(asyncio.run, _post(options, body, len(images_NHWC))).result()
+                return _read(answer, len(images_NHWC))
+            except TimeoutError:
+                problem = f"no whole answer within {options.timeout:g} s"
+            except aiohttp.ClientConnectorError as error:
+                problem = f"cannot connect ({reason(error.os_error)})"
+            except aiohttp.ClientError as error:
+                # Their text may quote the URL, whose query may hold a token.
+                problem = f"broken answer ({type(error).__name__})"
+            except (OSError, ValueError) as error:
+                problem = reason(error)
+    # The host alone, for the same reason.
+    host = urlsplit(options.url).netloc.rpartition("@")[2]
+    raise TrainingError(
+        f"{field}: the judge at {host} failed {options.retries + 1} times; the last: {problem}"
     )
-    retries: int = Field(
-        3, ge=0, le=1000, description="Further tries after a request that failed, with growing pauses."
-    )
-    batch: int = Field(16, ge=1, le=100_000, description="Images of one request.")
 
-    def check(self, field: str) -> None:
-        try:
-            parts = urlsplit(self.url)
-            sound = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            sound = False
-        if not sound:
-            raise UserError(
-                f"{field}.url: names no host that can be asked; write it as http://HOST:PORT/PATH"
-            )
 
-    def build(self, place: Place) -> Term:
-        import numpy as np
+async def _post(options: HttpTerm, body: bytes, images: int) -> bytes:
+    """The answer's body; the timeout is of everything, however slowly it drips."""
+    import aiohttp
 
-        self.check(place.field)
-
-        def term(images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
-            unsafe: list[float] = []
-            for start in range(0, len(images_NHWC), self.batch):
-                unsafe += self._ask(images_NHWC[start : start + self.batch], prompt.text, place.field)
-            return -np.array(unsafe, np.float32)
-
-        return term
-
-    def _ask(self, images_NHWC: np.ndarray, text: str, field: str) -> list[float]:
-        """Raises TrainingError once every try has failed."""
-        import aiohttp
-
-        body = json.dumps({"prompt": text, "images": [_png(image) for image in images_NHWC]}).encode()
-        problem = ""
-        # A thread: where a notebook calls, this one has a running loop already.
-        with ThreadPoolExecutor(1) as thread:
-            for attempt in range(self.retries + 1):
-                if attempt:
-                    time.sleep(min(0.5 * 2 ** (attempt - 1), 10.0))
-                try:
-                    answer = thread.submit(asyncio.run, self._post(body, len(images_NHWC))).result()
-                    return _read(answer, len(images_NHWC))
-                except TimeoutError:
-                    problem = f"no whole answer within {self.timeout:g} s"
-                except aiohttp.ClientConnectorError as error:
-                    problem = f"cannot connect ({reason(error.os_error)})"
-                except aiohttp.ClientError as error:
-                    # Their text may quote the URL, whose query may hold a token.
-                    problem = f"broken answer ({type(error).__name__})"
-                except (OSError, ValueError) as error:
-                    problem = reason(error)
-        # The host alone, for the same reason.
-        host = urlsplit(self.url).netloc.rpartition("@")[2]
-        raise TrainingError(
-            f"{field}: the judge at {host} failed {self.retries + 1} times; the last: {problem}"
-        )
-
-    async def _post(self, body: bytes, images: int) -> bytes:
-        """The answer's body; the timeout is of everything, however slowly it drips."""
-        import aiohttp
-
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        most = _MOST_BYTES + _BYTES_PER_IMAGE * images
-        async with (
-            aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=self.timeout), auto_decompress=False, trust_env=True
-            ) as session,
-            session.post(self.url, data=body, headers=headers) as response,
-        ):
-            if response.status != 200:
-                raise ValueError(f"HTTP status {response.status}")
-            held = bytearray()
-            async for part in response.content.iter_chunked(2**16):
-                held += part
-                if len(held) > most:
-                    raise ValueError(f"an answer of more than {most} bytes")
-            return bytes(held)
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+    most = _MOST_BYTES + _BYTES_PER_IMAGE * images
+    async with (
+        aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=options.timeout), auto_decompress=False, trust_env=True
+        ) as session,
+        session.post(options.url, data=body, headers=headers) as response,
+    ):
+        if response.status != 200:
+            raise ValueError(f"HTTP status {response.status}")
+        held = bytearray()
+        async for part in response.content.iter_chunked(2**16):
+            held += part
+            if len(held) > most:
+                raise ValueError(f"an answer of more than {most} bytes")
+        return bytes(held)
 
 
 def _read(answer: bytes, count: int) -> list[float]:

@@ -22,7 +22,8 @@ from ray import ObjectRef
 from sdr1.base.errors import LearnerLost, TrainingError
 from sdr1.base.process import pause
 from sdr1.base.records import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
-from sdr1.config.training import Config, bounds
+from sdr1.config.training import Config
+from sdr1.config.workers import bounds
 from sdr1.distributed.calls import Calls, check_losses, first_line, get, is_lost_object, raised_on_purpose
 from sdr1.distributed.fleet import Fleet, Worker, backoff
 from sdr1.distributed.placement import Placement, Waiting, least_cpus

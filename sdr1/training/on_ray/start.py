@@ -10,7 +10,8 @@ from pathlib import Path
 import ray
 
 from sdr1.base.records import LearnerState
-from sdr1.config.training import Config, bounds
+from sdr1.config.training import Config
+from sdr1.config.workers import bounds
 from sdr1.distributed.cluster import joined
 from sdr1.training.on_ray.executor import RayExecutor
 

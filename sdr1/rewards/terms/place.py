@@ -1,14 +1,10 @@
-"""What a reward term is: a named part of the reward with options of its own, which builds its scoring function."""
+"""Where a reward term is built, and what one is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from pydantic import Field, FiniteFloat
-
-from sdr1.base.section import Section
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,29 +26,19 @@ class Place:
     embedders: Embedders
 
 
-class TermConfig(Section):
-    """Options that all kinds of terms share; a kind adds its own, and says how it is built."""
+class Kind(Protocol):
+    """What the file of a kind of terms has; `options` are of the kind's class in `sdr1.config.rewards`."""
 
-    weight: FiniteFloat = Field(
-        1.0, ge=-1e6, le=1e6, description="Factor of this term in the sum of all terms."
-    )
-    normalise: bool = Field(
-        False,
-        description="Centre the term in its group and divide by its standard deviation before it is weighted, so that "
-        "no term drowns another by its scale.",
-    )
-
-    def check(self, field: str) -> None:
+    def check(self, options: Any, field: str) -> None:
         """Look at the files that the options name, without loading a model; `field` is as in `Place`.
 
         Raises:
             UserError: one of them is wrong.
         """
 
-    def build(self, place: Place) -> Term:
+    def build(self, options: Any, place: Place) -> Term:
         """The scoring function, in the worker's process; what is heavy is imported here.
 
         Raises:
             UserError: an option names something that does not load.
         """
-        raise NotImplementedError
