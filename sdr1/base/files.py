@@ -68,6 +68,17 @@ def refuse_foreign(folder: Path, marker: str, kind: str, field: str) -> None:
     )
 
 
+def write_named(path: Path, content: bytes, field: str) -> None:
+    """Write the one file that a user named in `field`; what else is there under that name stays.
+
+    Raises:
+        UserError: something is there already, and not this content.
+    """
+    if os.path.lexists(path) and not (path.is_file() and path.read_bytes() == content):
+        raise UserError(f"{field}: {str(path)!r}: something else is there; choose another name")
+    write_bytes(path, content)
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what killed writers left in one of sdr1's own folders: files, and folders that were made whole."""
     for path in list(folder.rglob(f".*.{_PARTIAL}")):

@@ -32,10 +32,13 @@ def draw(
 
     Example: `sdr1 sandbox draw base --out base.png`
     """
+    from sdr1.base.files import write_named
     from sdr1.studies.sheets import draw, draw_base, draw_decisions
 
     drawn = {"world": draw, "base": draw_base, "decisions": draw_decisions}
-    print(drawn[sheet](out or Path(f"outputs/{sheet}.png")))
+    path = out or Path(f"outputs/{sheet}.png")
+    write_named(path, drawn[sheet](), "--out")
+    print(path)
 
 
 @app.command("build")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import ray
 
-from sdr1.base.errors import UserError, reason
+from sdr1.base.errors import TrainingError, UserError, reason
 
 _PATIENCE = 10.0
 """Seconds in which the machine of an address has to answer."""
@@ -25,6 +25,7 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
 
     Raises:
         UserError: no cluster answers, or none can be started here.
+        TrainingError: the machine is too busy to start one in time.
     """
     if ray.is_initialized():
         yield
@@ -37,10 +38,16 @@ def joined(address: str | None, cores: int) -> Iterator[None]:
     try:
         # "local": without it Ray would join whatever cluster was last started on this machine.
         ray.init(address=joins or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:
         ray.shutdown()
         if joins:
             raise _unreachable(joins, error) from error
+        # A node that takes longer than Ray allows it ends in a bare one.
+        if type(error) is Exception:
+            raise TrainingError(
+                f"Ray did not start on this machine ({reason(error)}): end what else runs here and start again, or use "
+                "--local"
+            ) from error
         folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
         raise UserError(
             f"TMPDIR: {folder}: Ray cannot start there ({reason(error)}); set it to a short path with room"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import write_text
+from sdr1.base.files import write_named
 
 # Everyday things that can be counted and coloured; plurals are given where an s is not enough.
 _THINGS = (
@@ -61,10 +61,7 @@ def write(out: Path, count: int, seed: int) -> str:
     if out.suffix != ".jsonl":
         raise UserError(f"OUT: {str(out)!r}: the file is JSON lines; name it .jsonl")
     rows = compose(count, seed)
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if out.exists() and not (out.is_file() and out.read_bytes() == text.encode()):
-        raise UserError(f"OUT: {str(out)!r}: something else is there; choose another name")
-    write_text(out, text)
+    write_named(out, "".join(json.dumps(row) + "\n" for row in rows).encode(), "OUT")
     shares = ", ".join(f"{sum(row['task'] == task for row in rows)} {task}" for task in TASKS)
     return f"{out}: {count} safe prompts ({shares})"
 

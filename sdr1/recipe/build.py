@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError
+from sdr1.base.files import refuse_foreign, write_text
 from sdr1.sandbox import WEIGHTS
 
 STAGES = ("vae", "clip", "oracle", "unet", "quality")
+_MARKER = "build.json"
+"""The file by which sdr1 knows a folder that it builds weights in."""
 # CLIP and the oracle also look at pictures after the VAE; the last stage only measures.
 _WAVES = (("vae",), ("clip", "oracle"), ("unet",), ("quality",))
 
@@ -22,12 +26,16 @@ def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
     A stage that is stopped goes on from its checkpoint in `out/.build`; one that is complete is not trained again.
 
     Raises:
-        UserError: a stage has an unknown name.
+        UserError: a stage has an unknown name, or `out` holds something else; nothing was written.
     """
-    out = WEIGHTS if out is None else out
     for stage in stages or ():
         if stage not in STAGES:
             raise UserError(f"--stage: {stage!r}: no such stage; use {', '.join(STAGES)}")
+    if out is None:
+        out = WEIGHTS
+    else:
+        refuse_foreign(out, _MARKER, "sandbox build", "--out")
+        write_text(out / _MARKER, json.dumps({"stages": STAGES}, indent=2) + "\n")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for wave in _WAVES:
             jobs = [pool.submit(_run, stage, out) for stage in wave if not stages or stage in stages]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import write_bytes, write_figure
+from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
 from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.config.training import validate
 from sdr1.evaluation.painter import Painter, encode
@@ -16,6 +18,9 @@ from sdr1.models import pipeline_files, schedulers
 from sdr1.models.pipeline import load, named
 from sdr1.training import checkpoint
 from sdr1.training.run_folder import unfinished
+
+_MARKER = "sample.json"
+"""The file by which sdr1 knows a sample's folder; it holds what was asked for."""
 
 
 def sample(
@@ -34,8 +39,9 @@ def sample(
     diffusers makes the same. `files` says how those of `model` are read.
 
     Raises:
-        UserError: no such model or scheduler.
+        UserError: no such model or scheduler, or `out` holds something else; nothing was written.
     """
+    refuse_foreign(out, _MARKER, "sample", "--out")
     for text in texts:
         try:
             text.encode()
@@ -58,6 +64,8 @@ def sample(
             for seed in seeds:
                 row = Row(f"{side}/{line:03d}-{seed}", text, seed, sampler, size, size)
                 (drawn[out / f"{row.id}.png"],) = painter.draw([row])
+    asked = {"model": model, "base": base, "prompts": texts, "seeds": seeds, "sampler": asdict(sampler)}
+    write_text(out / _MARKER, json.dumps(asked, indent=2) + "\n")
     for path, picture in drawn.items():
         write_bytes(path, *encode(picture[None]))
     rows = [

@@ -20,7 +20,7 @@ from sdr1.report.sections import Section, sections
 from sdr1.report.table_files import to_csv, to_latex
 from sdr1.training.observers.tracking import attach
 
-_MARKER = "report.json"
+MARKER = "report.json"
 """The file by which sdr1 knows a report's folder."""
 
 
@@ -33,7 +33,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         UserError: what `read` raises; nothing is written then.
     """
     material = read(sources)
-    refuse_foreign(out, _MARKER, "report", "--out")
+    refuse_foreign(out, MARKER, "report", "--out")
     parts = sections(material)
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
@@ -43,7 +43,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         for plot in part.plots:
             contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
             contents[f"figures/{plot.name}.png"] = plot.png
-    write_text(out / _MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
+    write_text(out / MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
     for name, content in contents.items():
         write_bytes(out / name, content)
     for run in material.runs:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdr1.base.errors import Terminated, UserError
-from sdr1.base.files import write_figure, write_text
+from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
 from sdr1.base.plain_data import flatten
 from sdr1.base.process import prepare_process
 from sdr1.base.section import SANDBOX
@@ -33,13 +33,16 @@ from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
+from sdr1.training import run_folder
 from sdr1.training.checkpoint import differences, newest
 from sdr1.training.observers.tracking import attach, local_store
-from sdr1.training.run import train
+from sdr1.training.run import check, train
 
 _PACKAGED = Path(__file__).with_name("preset.yaml")
 PRESET = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "configs" / "sandbox.yaml"
 """The demo's config: a wheel carries a copy of the checkout's."""
+_MARKER = "demo.json"
+"""The file by which sdr1 knows a demo's folder."""
 _SHEET_TOPICS = (
     "skull",
     "flame",
@@ -72,12 +75,12 @@ class Line(NamedTuple):
 
 
 def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> None:
-    """Train and judge: `summary.json`, `before_after.png` and `curves.png` in `out`.
+    """Train and judge: `demo.json` (what was asked for), `summary.json`, `before_after.png` and `curves.png` in `out`.
 
     With several seeds each has a folder of it, and their mean is in `seeds.json`.
 
     Raises:
-        UserError: an override is wrong.
+        UserError: an override is wrong, or `out` holds something else; nothing was written.
     """
     for override in overrides:
         if override.startswith("seed="):
@@ -86,12 +89,24 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
             raise UserError(
                 f"override: {override!r}: {len(seeds)} runs would write there; use --out, or one --seed"
             )
+    folders = {seed: out if len(seeds) == 1 else out / f"seed-{seed}" for seed in seeds}
+    configs = {
+        seed: _going_on(load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"]))
+        for seed, folder in folders.items()
+    }
+    refuse_foreign(out, _MARKER, "demo", "--out")
+    for config in configs.values():
+        if config.run.directory.resolve() == out.resolve():
+            raise UserError(f"run.directory: {out}: is --out, where the demo's own files go; choose another")
+        run_folder.check(config)
+    check(config)
+    asked = {"seeds": seeds, "images": images, "overrides": overrides}
+    write_text(out / _MARKER, json.dumps(asked, indent=2) + "\n")
     tables = []
-    for seed in seeds:
-        folder = out if len(seeds) == 1 else out / f"seed-{seed}"
-        config = load(PRESET, [f"run.directory={folder / 'run'}", *overrides, f"seed={seed}"])
+    for seed, folder in folders.items():
+        config = configs[seed]
         try:
-            model = train(_going_on(config)).model
+            model = train(config).model
         except Terminated:
             raise Terminated(f"the same command goes on in {config.run.directory}") from None
         tables.append(judge(folder, seed, images, model))
@@ -319,7 +334,8 @@ def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> Path:
     gap = np.full((*before.shape[:2], 2, 3), 255, np.uint8)
     pairs = np.concatenate([before, gap, after], axis=2)
     heading = "left: base, right: trained; same prompt, same noise"
-    return contact_sheet(pairs, [row.prompt for row in asked], path, columns=columns, heading=heading)
+    write_bytes(path, contact_sheet(pairs, [row.prompt for row in asked], columns, heading=heading))
+    return path
 
 
 def _draw_curves(path: Path, metrics: Path) -> Path:

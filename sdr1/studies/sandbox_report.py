@@ -10,10 +10,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from sdr1.base.files import refuse_foreign
 from sdr1.base.section import SANDBOX
 from sdr1.evaluation.run import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
-from sdr1.report.page import write
+from sdr1.report.page import MARKER, write
 from sdr1.studies import demo
 
 
@@ -25,8 +26,10 @@ def run(
     What is there already is not made again. A model of other weights gets a folder of its own in `evaluations`.
 
     Raises:
-        UserError: a setting or a folder in `also` is wrong.
+        UserError: a setting or a folder in `also` is wrong, or `out` holds something else.
     """
+    # The page comes last, after hours.
+    refuse_foreign(out, MARKER, "report", "--out")
     summary = demo_folder / "run" / "summary.json"
     if not summary.is_file():
         print(f"1/4 training the demo's model in {demo_folder}", flush=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -17,15 +17,14 @@ _GAP, _LINE = 6, 13
 def contact_sheet(
     images: Sequence[np.ndarray] | np.ndarray,
     titles: Sequence[str],
-    path: Path | str,
     columns: int = 8,
     scale: int = 4,
     heading: str = "",
-) -> Path:
-    """Writes a PNG of equally large uint8 pictures (H, W, 3), row by row, each `scale` times enlarged above its title.
+) -> bytes:
+    """A PNG of equally large uint8 pictures (H, W, 3), row by row, each `scale` times enlarged above its title.
 
-    Titles are wrapped to the picture's width; line breaks in them are kept. The heading stands above all. Returns
-    the path. Raises ValueError if the numbers of pictures and titles differ.
+    Titles are wrapped to the picture's width; line breaks in them are kept. The heading stands above all. Raises
+    ValueError if the numbers of pictures and titles differ.
     """
     if len(images) != len(titles) or not len(images):
         raise ValueError(
@@ -51,16 +50,13 @@ def contact_sheet(
         )
         for row, line in enumerate(text):
             pen.text((x, y + height + 1 + row * _LINE), line, fill="black", font=font)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    sheet.save(draft, format="PNG")
-    draft.replace(path)
-    return path
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
-def draw(path: Path | str, per_task: int = 8) -> Path:
-    """Writes the labelled contact sheet of the world: one row for each kind of scene, each picture with a caption."""
+def draw(per_task: int = 8) -> bytes:
+    """The labelled contact sheet of the world: one row for each kind of scene, each picture with a caption."""
     from sdr1.sandbox.captions import caption
     from sdr1.sandbox.world import MIX, draw_scene, sample_scene
 
@@ -71,17 +67,17 @@ def draw(path: Path | str, per_task: int = 8) -> Path:
             scene = sample_scene(rng, task)
             images.append(draw_scene(scene, rng))
             titles.append(caption(scene, rng))
-    return contact_sheet(images, titles, path, columns=per_task)
+    return contact_sheet(images, titles, columns=per_task)
 
 
-def draw_base(path: Path | str, per_row: int = 8) -> Path:
-    """Writes a sheet of the base model's pictures: a row for each task and each unsafe concept, each with its prompt."""
+def draw_base(per_row: int = 8) -> bytes:
+    """A sheet of the base model's pictures: a row for each task and each unsafe concept, each with its prompt."""
     rows, pictures = _base(per_row)
-    return contact_sheet(pictures, [row.prompt for row in rows], path, columns=per_row)
+    return contact_sheet(pictures, [row.prompt for row in rows], columns=per_row)
 
 
-def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
-    """Writes a sheet to check the oracle by eye: each picture with what was asked for, what is read, and the verdict.
+def draw_decisions(per_row: int = 8) -> bytes:
+    """A sheet to check the oracle by eye: each picture with what was asked for, what is read, and the verdict.
 
     A row for each task and unsafe concept shows pictures of the base model; then come drawn pictures, blurred, and
     drawn pictures with a smudge, which must be read as nothing while what stands beside it is read.
@@ -113,7 +109,7 @@ def draw_decisions(path: Path | str, per_row: int = 8) -> Path:
         for scene, things in zip(truths, oracle.read(images), strict=True):
             decision = "as drawn" if is_exact(things, scene) else "NOT AS DRAWN"
             titles.append(f"{kind}: {_say(scene.things)}\nreads: {_say(things)}\n{decision}")
-    return contact_sheet(np.concatenate([made, blurred, smudged]), titles, path, columns=per_row)
+    return contact_sheet(np.concatenate([made, blurred, smudged]), titles, columns=per_row)
 
 
 def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:

@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from sdr1.base.errors import UserError
+from sdr1.base.errors import TrainingError, UserError
+from sdr1.distributed.cluster import joined
 from sdr1.training.run import train
 
 
@@ -44,3 +45,18 @@ def test_a_temporary_folder_too_long_for_sockets_is_named_and_nothing_is_written
     assert f"TMPDIR: {long}: Ray cannot start there" in found.stderr
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_too_busy_for_ray_is_one_line(monkeypatch):
+    told = "The current node timed out during startup."
+
+    def init(**_: object) -> None:
+        raise Exception(told)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with (
+        pytest.raises(TrainingError, match=f"did not start on this machine .*{told}.*: end what else"),
+        joined(None, 1),
+    ):
+        pass
