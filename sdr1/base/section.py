@@ -12,6 +12,10 @@ from pydantic_core import PydanticCustomError
 SANDBOX = "sandbox"
 """The name that stands for the models, prompts and oracle shipped with the package."""
 
+MOST_SEED = 2**63 - 1
+MOST_SECONDS = 10_000_000.0
+"""Above this a number is a slip of the hand, not a wish."""
+
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 MOST_SEED = 2**63 - 1
+MOST_ROW_SEED = 9_000_000_000_000
+"""As `sdr1.config.evaluation` has it, whose libraries a help text does not wait for."""
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/sandbox.yaml")]
 Overrides = Annotated[
     list[str] | None,

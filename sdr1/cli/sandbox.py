@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdr1.cli.options import MOST_SEED, Local, Overrides
+from sdr1.cli.options import MOST_ROW_SEED, Local, Overrides
 
 app = typer.Typer(no_args_is_help=True, help="The small world that needs no download: see it, train it.")
 
@@ -62,7 +62,7 @@ def demo(
     overrides: Overrides = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(min=0, max=MOST_SEED, help="Seed of the run; repeat it for a mean over seeds."),
+        typer.Option(min=0, max=MOST_ROW_SEED, help="Seed of the run; repeat it for a mean over seeds."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/demo"),
     images: Annotated[
@@ -85,7 +85,7 @@ def demo(
 def ablation(
     overrides: Overrides = None,
     seed: Annotated[
-        list[int] | None, typer.Option(min=0, max=MOST_SEED, help="Seed of a cell; may be repeated.")
+        list[int] | None, typer.Option(min=0, max=MOST_ROW_SEED, help="Seed of a cell; may be repeated.")
     ] = None,
     only: Annotated[
         list[str] | None,

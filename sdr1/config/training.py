@@ -9,16 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from sdr1.base.plain_data import checked
-from sdr1.base.section import Device, Section
+from sdr1.base.section import MOST_SECONDS, MOST_SEED, Device, Section
 from sdr1.config.policy import PolicyConfig
 from sdr1.config.prompts import PromptsConfig
 from sdr1.config.rewards import RewardConfig
 from sdr1.config.workers import Workers, bounds
 
-MOST_SEED = 2**63 - 1
 MOST_ITERATIONS = 10_000_000
-MOST_SECONDS = 10_000_000.0
-"""Above these a number is a slip of the hand, not a wish."""
+"""Above this a number is a slip of the hand, not a wish."""
 Beta = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdr1.base.errors import UserError
+from sdr1.base.errors import UserError, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,10 +58,23 @@ class NudeNet:
             self._detector = nudenet.NudeDetector(
                 model_path=str(self.weights), inference_resolution=resolution
             )
+            self._try(resolution)
         except Exception as error:
             raise UserError(
-                f"{field}: {str(self.weights)!r}: not an ONNX model that loads: {str(error).splitlines()[0][:200]}"
+                f"{field}: {str(self.weights)!r}: no detector of pictures of {resolution} pixels: {reason(error)[:200]}; give "
+                "a NudeNet .onnx file, and its input size as `resolution`"
             ) from error
+
+    def _try(self, resolution: int) -> None:
+        """Raise an error unless the network finds numbers in a picture of that size."""
+        import numpy as np
+
+        blank = np.zeros((1, 3, resolution, resolution), np.float32)
+        session = self._detector.onnx_session
+        (found,) = session.run(None, {self._detector.input_name: blank})
+        if not np.isfinite(found).all():
+            raise ValueError("what it finds are no numbers")
+        self.detect(np.zeros((resolution, resolution, 3), np.uint8))
 
     def detect(self, image_HWC: np.ndarray) -> list[dict[str, Any]]:
         """Every box of an RGB uint8 image: `class`, `score`, `box` as x, y, width, height in pixels."""

@@ -146,6 +146,10 @@ def _rows(
     protocol: Protocol, config: EvaluationConfig, in_sandbox: bool, size: int
 ) -> tuple[list[Row], PromptFile | None]:
     """The protocol's rows, and the user's file that they are from."""
+    if in_sandbox and config.column is not None:
+        raise UserError(
+            f"column: {config.column!r}: the rows are the sandbox's own, which have no columns; leave it out, or give a file with prompts="
+        )
     file = None if in_sandbox else protocol.read_prompts(config)
     return protocol.rows(World(config, in_sandbox, size, file)), file
 

@@ -76,25 +76,36 @@ def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
     return Source(name, str(checkpoint))
 
 
+_CONFIG = "open_clip_config.json"
+
+
 def _check_folder(folder: Path, model: str, field: str) -> None:
     from open_clip.factory import _find_checkpoint_in_dir
 
-    config, where = folder / "open_clip_config.json", f"{field}.model: {model!r}"
-    if not config.is_file():
-        raise UserError(f"{where}: no {config.name} there; give a folder that open_clip saved")
-    held = read_json(config, f"{field}.model")
-    if not isinstance(held, dict) or not isinstance(held.get("model_cfg"), dict):
-        raise UserError(f"{where}: {config.name} holds no model_cfg; give a folder that open_clip saved")
-    expected = _described(held, f"{where}: {config.name}")
+    where = f"{field}.model: {model!r}"
+    _, expected = read_folder(folder, model, field)
     # The very file that open_clip takes where there are several.
     found = Path(_find_checkpoint_in_dir(folder) or "")
     if found.suffix != ".safetensors":
         raise UserError(
             f"{where}: {found.name or 'no .safetensors file there'}; save the weights with safetensors, not as a pickle"
         )
-    _require_fit(
-        weight_files.shapes(found, f"{field}.model"), expected, f"{where}: {found.name}", config.name
-    )
+    _require_fit(weight_files.shapes(found, f"{field}.model"), expected, f"{where}: {found.name}", _CONFIG)
+
+
+def read_folder(folder: Path, model: str, field: str) -> tuple[dict[str, Any], weight_files.Shapes]:
+    """The model that the config of a folder of open_clip describes: open_clip's options, and the weights' shapes.
+
+    Raises:
+        UserError: it has none, or one of no model; `model` is what the user wrote in `field`.
+    """
+    where = f"{field}.model: {model!r}"
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f"{where}: no {_CONFIG} there; give a folder that open_clip saved")
+    held = read_json(folder / _CONFIG, f"{field}.model")
+    if not isinstance(held, dict) or not isinstance(held.get("model_cfg"), dict):
+        raise UserError(f"{where}: {_CONFIG} holds no model_cfg; give a folder that open_clip saved")
+    return dict(held["model_cfg"]), _described(held, f"{where}: {_CONFIG}")
 
 
 def _described(held: dict[str, Any], where: str) -> weight_files.Shapes:
@@ -129,7 +140,7 @@ def _check_hub(model: str, field: str) -> None:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(model.removeprefix("hf-hub:"), "open_clip_config.json")
+        hf_hub_download(model.removeprefix("hf-hub:"), _CONFIG)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{field}.model: {model!r}: {reason(error)}; check the name, or download it and give local-dir:FOLDER"

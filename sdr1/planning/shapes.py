@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from sdr1.base.section import SANDBOX
 from sdr1.config.policy import PolicyConfig
 from sdr1.config.training import Config
 from sdr1.models import lora, pipeline_files
+from sdr1.models.embedder import read_folder
 
 _SD1: dict[str, dict[str, Any]] = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
@@ -123,12 +123,7 @@ def _encoder_config(config: Config) -> tuple[Any, tuple[int, int]]:
 
         model = f"local-dir:{CLIP}"
     if model.startswith("local-dir:"):
-        path = Path(model.removeprefix("local-dir:")) / "open_clip_config.json"
-        if not path.is_file():
-            raise UserError(
-                f"reward.model: {model!r}: no {path.name} there; give a folder that open_clip saved"
-            )
-        options = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        options, _ = read_folder(Path(model.removeprefix("local-dir:")), model, "reward")
     else:
         name = hps.ARCHITECTURE if model in hps.MODELS else model
         options = open_clip.get_model_config(name)

@@ -211,6 +211,7 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
         (["clip-t", "judges=[nudenet]"], ["judges: nudenet", "clip-t", "cosine", "add one of clip"]),
         (["fid", "judges=[clip]"], ["judges: clip", "features", "add one of fid"]),
         (["steering", "judges=[clip]"], ["judges: clip", "rewards", "add one of steering"]),
+        (["sandbox", "column=text"], ["column: 'text'", "sandbox's own", "prompts="]),
         (["sandbox", "judges=[nudenet]"], ["judges: nudenet", "things", "add one of oracle"]),
         (["mma", "judges=[oracle,geneval]"], ["judges: 'geneval'", "GenEval's metadata", "leave it out"]),
         (["sandbox", "judge_device=cuda:99"], ["judge_device: 'cuda:99'", "CUDA", "judge_device=cpu"]),

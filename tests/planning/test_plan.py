@@ -121,3 +121,12 @@ def test_without_its_prompts_a_plan_is_printed_and_ends_with_2(monkeypatch, caps
     said = capsys.readouterr()
     assert json.loads(said.out) == made
     assert said.err == f"error: {missing}\n"
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "{", "[]", '{"model_cfg": 3}', '{"model_cfg": {"embed_dim": "x"}}']
+)
+def test_an_encoder_that_its_folder_does_not_describe_is_one_line(small, tmp_path, content):
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"^reward\.model: "):
+        plan(small(reward={"model": f"local-dir:{tmp_path}"}))

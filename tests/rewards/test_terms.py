@@ -154,6 +154,8 @@ def test_judges_are_penalties(monkeypatch, tmp_path):
         def __init__(self, model_path, inference_resolution):
             assert model_path.endswith("320n.onnx")
             assert inference_resolution == 320
+            self.input_name = "images"
+            self.onnx_session = types.SimpleNamespace(run=lambda outputs, feed: [np.zeros(1)])
 
         def detect(self, image):
             # Red is the first channel: the wheel is handed the image as it is.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sdr1.base.errors import UserError
 from sdr1.base.section import SANDBOX
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.rewards import AnchorsConfig
@@ -25,9 +26,12 @@ class SteeringJudge:
             from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
 
             anchors = AnchorsConfig(safe=tuple(SAFE_ANCHORS), unsafe=tuple(UNSAFE_ANCHORS))
-        self._direction = steering.safety_direction(
-            self._embedder.texts(list(anchors.safe)), self._embedder.texts(list(anchors.unsafe))
-        )
+        try:
+            self._direction = steering.safety_direction(
+                self._embedder.texts(list(anchors.safe)), self._embedder.texts(list(anchors.unsafe))
+            )
+        except ValueError as error:
+            raise UserError(f"clip.model: {config.clip.model!r}: {error}; give another encoder") from error
         self.provenance = {
             "judge": "steering",
             "model": config.clip.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdr1.config.rewards import NudenetTerm
-from sdr1.detectors.nudenet import NudeNet, best_scores, weights
+from sdr1.detectors.nudenet import NudeNet, best_scores
 from sdr1.rewards.terms.place import Place
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check(options: NudenetTerm, field: str) -> None:
-    weights(f"{field}.checkpoint", options.checkpoint)
+    NudeNet(f"{field}.checkpoint", options.checkpoint, options.resolution)
 
 
 def build(options: NudenetTerm, place: Place) -> Term:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.detectors.nudenet import CLASSES, NudeNet
 from sdr1.evaluation.judges import build
 from sdr1.evaluation.judges.nudenet import record
 
+nudenet = pytest.importorskip("nudenet")
 skimage_data = pytest.importorskip("skimage.data")
 
 
@@ -72,3 +76,16 @@ def test_a_class_counts_once_an_image_above_the_threshold():
     # It is in no published table, but the image is unsafe all the same, as it is to the paper's own code.
     assert record([{"class": "ANUS_EXPOSED", "score": 0.9}], 0.6)["unsafe"] is True
     assert record([{"class": "ANUS_COVERED", "score": 0.9}], 0.6)["unsafe"] is False
+
+
+def test_a_detector_that_finds_no_numbers_is_refused_before_anything_is_drawn(tmp_path):
+    content = bytearray(Path(nudenet.__file__).with_name("320n.onnx").read_bytes())
+    content[5_000_000:5_040_000] = b"\xff" * 40_000
+    (tmp_path / "broken.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"nudenet.weights: '.*broken.onnx': .*no numbers; give"):
+        NudeNet("nudenet.weights", tmp_path / "broken.onnx", 320)
+
+
+def test_an_input_size_that_the_network_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"no detector of pictures of 100 pixels: .*`resolution`"):
+        NudeNet("nudenet.weights", None, 100)
