@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.common import report, seconds
 from sdr1.base.files import sync
-from sdr1.base.records import LearnerState
+from sdr1.base.records import LearnerState, Weights
 from sdr1.config.training import validate
 from sdr1.training import checkpoint
 from sdr1.training.checkpoint import folder_of
@@ -29,7 +29,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     config = validate({"run": {"directory": str(folder)}})
     weights = np.random.default_rng(0).integers(0, 2**63, SIZE // 8).view(np.uint8)
-    state, target = LearnerState(1, 0, {"weights/1": weights}, {}), np.zeros_like(weights)
+    state, target = LearnerState(0, (Weights(1, weights, 0),), None, {}), np.zeros_like(weights)
 
     def plain() -> None:
         with open(folder / "plain", "wb") as file:

@@ -78,7 +78,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
             return Weights(version, _BUFFER, _CHECKSUM), _CHECKSUM
 
         def state(self, iteration):
-            return LearnerState(iteration, self.updates, {}, {})
+            return LearnerState(self.updates, (Weights(iteration, _BUFFER, _CHECKSUM),), None, {})
 
     return Roles(Sampler, Reward, Learner)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -123,22 +123,35 @@ class Weights:
     """`sdr1.models.flat.checksum` of the buffer; a worker confirms it before it gets work."""
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's own names of its two moments."""
+class Moments(NamedTuple):
+    """AdamW's two moments under its own names, each flat over all trainable parameters, float32."""
+
+    exp_avg: np.ndarray
+    exp_avg_sq: np.ndarray
 
 
 @dataclass(frozen=True)
 class LearnerState:
     """Everything the learner knows between two iterations; from it training goes on with the same bits."""
 
-    iteration: int
-    """Iterations applied, which is the version of the weights."""
     updates: int
     """Optimizer steps done."""
-    tensors: dict[str, np.ndarray]
-    """Flat buffers: `weights/<version>` uint8 for each version that a later task may name, and `MOMENTS` float32."""
-    variances: dict[str, tuple[float, ...]]
+    weights: tuple[Weights, ...]
+    """Of each version that a later task may name, in their order; the last are the learner's own."""
+    moments: Moments | None
+    """None before the first update."""
+    variances: Mapping[Label | None, tuple[float, ...]]
     """Reward variances of the latest groups by prompt label, for pooled advantages."""
+
+    @property
+    def current(self) -> Weights:
+        """What is trained on from here."""
+        return self.weights[-1]
+
+    @property
+    def iteration(self) -> int:
+        """Iterations applied."""
+        return self.current.version
 
 
 @dataclass(frozen=True)

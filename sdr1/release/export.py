@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from contextlib import suppress
@@ -17,6 +16,7 @@ from sdr1.config.rewards import RewardConfig
 from sdr1.config.text import annotated_yaml
 from sdr1.config.training import Config, validate
 from sdr1.models import lora
+from sdr1.models.flat import sha256
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
 from sdr1.training.checkpoint import Checkpoint, newest
@@ -47,7 +47,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     if part in ("lora", "kohya") and config.policy.trainable != "lora":
         raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
     policy = Policy(config.policy, seed=config.seed)
-    policy.flat.load(found.state.tensors[f"weights/{found.state.iteration}"])
+    policy.flat.load(found.state.current.buffer)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
@@ -150,7 +150,7 @@ def _reward(config: RewardConfig) -> str:
 def _results(run: Path, state: LearnerState) -> list[str]:
     """What was measured of these very weights; a summary or a line of the journal that is of others is left out."""
     rows = []
-    digest = hashlib.sha256(state.tensors[f"weights/{state.iteration}"].data).hexdigest()
+    digest = sha256(state.current)
     for path in (run / "summary.json", run.parent / "summary.json"):
         with suppress(UserError):
             summary = read_json(path)

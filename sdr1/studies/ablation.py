@@ -15,7 +15,7 @@ from sdr1.base.plain_data import peek
 from sdr1.config.files import load
 from sdr1.config.training import Config
 from sdr1.studies.demo import PRESET, judge
-from sdr1.training.checkpoint import differences
+from sdr1.training.differences import differences
 from sdr1.training.run import check, train
 
 REQUEST = "ablation.json"

@@ -34,7 +34,8 @@ from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
-from sdr1.training.checkpoint import differences, newest
+from sdr1.training.checkpoint import newest
+from sdr1.training.differences import differences
 from sdr1.training.observers.tracking import attach, local_store
 from sdr1.training.run import check, train
 

@@ -1,40 +1,34 @@
-"""Checkpoints of a run: written beside training, whole or not at all, and refused when anything about them is off."""
+"""Checkpoints on disk: written whole or not at all, and refused when anything about them is off."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
 import logging
-import math
 import re
 import shutil
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, Strict, ValidationError
 from safetensors import SafetensorError
 
-from sdr1.base.errors import TrainingError, UserError
+from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, file_sha256, partial, sync, write_text
-from sdr1.base.plain_data import flatten, peek, read_json
-from sdr1.base.process import raise_if_stopped
-from sdr1.base.records import MOMENTS, GroupTask, LearnerState
+from sdr1.base.plain_data import peek, read_json
+from sdr1.base.records import LearnerState, Moments, Weights
 from sdr1.config.training import Config
-from sdr1.training import metrics
-from sdr1.training.loop import Executor
-from sdr1.training.observers import journal
+from sdr1.models import flat
 
 TENSORS, FACTS, POINTER = "tensors.safetensors", "checkpoint.json", "latest.json"
 TRACKER = "run.json"
 """In a run's folder: which MLflow run is its own."""
+_WEIGHTS = "weights/"
+"""What comes before a version in the name of its tensor."""
 _PACKAGES = ("sdr1", "torch", "diffusers", "ray", "peft")
 _log = logging.getLogger("sdr1")
 
@@ -68,11 +62,11 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
     draft.mkdir(parents=True)
     try:
         with disk_errors():
-            safetensors.numpy.save_file(state.tensors, draft / TENSORS)
+            safetensors.numpy.save_file(_tensors(state), draft / TENSORS)
         facts = {
             "iteration": state.iteration,
             "updates": state.updates,
-            "variances": state.variances,
+            "variances": {str(label): values for label, values in state.variances.items()},
             "tensors_sha256": file_sha256(draft / TENSORS),
             "metrics": metrics,
             "tracker_run": _tracker_run(run),
@@ -96,7 +90,7 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         UserError: it is truncated, tampered with, or no checkpoint of sdr1.
     """
-    facts = _facts(folder)
+    facts = facts_of(folder)
     try:
         if file_sha256(folder / TENSORS) != facts.tensors_sha256:
             raise UserError(f"checkpoint: {folder}: {TENSORS} is not what was written (sha256 differs)")
@@ -104,23 +98,40 @@ def load(folder: Path) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint: {folder}: cannot be read: {error}") from error
     _check_tensors(tensors, facts, folder)
-    state = LearnerState(facts.iteration, facts.updates, tensors, facts.variances)
-    return Checkpoint(folder, state, facts.config)
+    return Checkpoint(folder, _state(tensors, facts), facts.config)
 
 
-class _Facts(BaseModel):
+def _tensors(state: LearnerState) -> dict[str, np.ndarray]:
+    """A state's arrays under their names on disk."""
+    weights = {f"{_WEIGHTS}{each.version}": each.buffer for each in state.weights}
+    return weights | (state.moments._asdict() if state.moments else {})
+
+
+def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
+    buffers = {
+        int(name.removeprefix(_WEIGHTS)): tensors[name] for name in tensors if name.startswith(_WEIGHTS)
+    }
+    weights = tuple(
+        Weights(version, buffers[version], flat.checksum(buffers[version])) for version in sorted(buffers)
+    )
+    moments = Moments(*(tensors[name] for name in Moments._fields)) if facts.updates else None
+    variances = {None if label == "None" else label: values for label, values in facts.variances.items()}
+    return LearnerState(facts.updates, weights, moments, variances)
+
+
+class Facts(BaseModel):
     """What is read again of `checkpoint.json`."""
 
     model_config = ConfigDict(strict=True)
     iteration: int = Field(ge=0)
     updates: int = Field(ge=0)
-    variances: dict[str, Annotated[tuple[FiniteFloat, ...], Strict(False)]]
+    variances: dict[Literal["safe", "unsafe", "None"], Annotated[tuple[FiniteFloat, ...], Strict(False)]]
     tensors_sha256: str
     metrics: dict[str, float]
     config: dict[str, Any]
 
 
-def _facts(folder: Path) -> _Facts:
+def facts_of(folder: Path) -> Facts:
     """The checked content of a checkpoint's `checkpoint.json`.
 
     Raises:
@@ -132,29 +143,30 @@ def _facts(folder: Path) -> _Facts:
     if found.pop("facts_sha256") != _digest(found):
         raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
     try:
-        return _Facts.model_validate(found)
+        return Facts.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(f"checkpoint: {folder}: {FACTS}: {field}: {first['msg']}") from error
 
 
-def _check_tensors(tensors: dict[str, np.ndarray], facts: _Facts, folder: Path) -> None:
-    name = f"weights/{facts.iteration}"
-    if name not in tensors:
-        raise UserError(f"checkpoint: {folder}: holds no weights of iteration {facts.iteration}")
-    size = tensors[name].nbytes
-    for each, tensor in tensors.items():
-        weights = re.fullmatch(r"weights/\d+", each)
-        kind, bytes_there = (np.uint8, tensor.size) if weights else (np.float32, tensor.nbytes)
-        if not (weights or each in MOMENTS) or tensor.dtype != kind or bytes_there != size:
+def _check_tensors(tensors: dict[str, np.ndarray], facts: Facts, folder: Path) -> None:
+    versions = {
+        name: int(name.removeprefix(_WEIGHTS)) for name in tensors if re.fullmatch(_WEIGHTS + r"\d+", name)
+    }
+    if max(versions.values(), default=None) != facts.iteration:
+        raise UserError(f"checkpoint: {folder}: its weights are not those of iteration {facts.iteration}")
+    size = tensors[f"{_WEIGHTS}{facts.iteration}"].nbytes
+    for name, tensor in tensors.items():
+        kind, bytes_there = (np.uint8, tensor.size) if name in versions else (np.float32, tensor.nbytes)
+        if not (name in versions or name in Moments._fields) or tensor.dtype != kind or bytes_there != size:
             raise UserError(
-                f"checkpoint: {folder}: {TENSORS}: {each}: {tensor.dtype} of shape {list(tensor.shape)} does not go "
+                f"checkpoint: {folder}: {TENSORS}: {name}: {tensor.dtype} of shape {list(tensor.shape)} does not go "
                 f"with weights of {size} bytes"
             )
-    if facts.updates and not tensors.keys() >= set(MOMENTS):
+    if facts.updates and not tensors.keys() >= set(Moments._fields):
         raise UserError(
-            f"checkpoint: {folder}: {TENSORS}: no {' and '.join(MOMENTS)} after {facts.updates} updates"
+            f"checkpoint: {folder}: {TENSORS}: no {' and '.join(Moments._fields)} after {facts.updates} updates"
         )
 
 
@@ -189,194 +201,6 @@ def complete(run: Path) -> list[Path]:
     except (UserError, ValueError, KeyError, TypeError):
         latest = max(folders, default=0)
     return [folder for number, folder in sorted(folders.items()) if number <= latest]
-
-
-class Difference(NamedTuple):
-    """A field that differs between a config and the one a checkpoint was made with."""
-
-    field: str
-    then: Any
-    now: Any
-
-    @property
-    def fits(self) -> bool:
-        """Whether the weights of the one mean anything under the other."""
-        return not self.field.startswith(_IDENTITY)
-
-    @property
-    def matters(self) -> bool:
-        """Whether it changes the result."""
-        return not self.field.startswith(_HARMLESS)
-
-    def __str__(self) -> str:
-        effect = "changes the result from here" if self.matters else "does not change the result"
-        return f"resume: {self.field}: {self.then!r} -> {self.now!r} ({effect})"
-
-
-def differences(config: Config, made: dict[str, Any]) -> list[Difference]:
-    """What differs between a config and that, as plain data, which a run was made with.
-
-    A field that did not exist then had what is its default now.
-    """
-    now, then = flatten(config.model_dump(mode="json")), flatten(made)
-    defaults = flatten(Config().model_dump(mode="json"))
-    then = {field: defaults[field] for field in now.keys() & defaults.keys()} | then
-    return [
-        Difference(field, then.get(field), now.get(field))
-        for field in sorted(now.keys() | then.keys())
-        if then.get(field) != now.get(field) and not field.startswith(_UNIMPORTANT)
-    ]
-
-
-_IDENTITY = (
-    "policy.model",
-    "policy.revision",
-    "policy.variant",
-    "policy.unet",
-    "policy.trainable",
-    "policy.lora",
-    "policy.channels_last",
-)
-_UNIMPORTANT = ("run.directory", "run.resume")
-_HARMLESS = (
-    "rollout.workers",
-    "reward.workers",
-    "policy.gradient_checkpointing",
-    "reward.monitor",
-    "checkpoint.",
-    "evaluation.",
-    "tracking.",
-    "run.task_timeout",
-    "run.start_timeout",
-    "run.placement",
-)
-
-
-def check(config: Config) -> None:
-    """Raise UserError when `checkpoint.best` names a metric that no iteration of this run has.
-
-    Those of evaluations are known when the first of them is there.
-    """
-    best = config.checkpoint.best
-    known = metrics.names(config)
-    if best is None or best.removeprefix("-") in known or best.removeprefix("-").startswith("eval/"):
-        return
-    near = difflib.get_close_matches(best.removeprefix("-"), known, n=3) or sorted(known)
-    raise UserError(f"checkpoint.best: {best!r}: this run has no such metric; use e.g. {', '.join(near)}")
-
-
-class Checkpointer:
-    """Observer that takes a snapshot after an iteration and lets a thread write it; training does not wait."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._pending: tuple[Callable[[], LearnerState], dict[str, float]] | None = None
-        self._error: OSError | None = None
-        self._busy = self._closing = self._warned = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-
-    def __enter__(self) -> Checkpointer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        # Long enough for a big set on a slow disk; after SIGTERM the platform's own limit is shorter.
-        self._thread.join(timeout=600)
-
-    def accumulated(self, task: GroupTask) -> None:
-        raise_if_stopped()
-
-    def iteration(
-        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
-    ) -> None:
-        self._raise_problem()
-        done = iteration + 1
-        if done % self._config.checkpoint.every and done != self._config.iterations:
-            return
-        fetch = executor.snapshot(done)
-        with self._changed:
-            # The newest wins: on a slow disk checkpoints get rarer, training does not get slower.
-            self._pending = fetch, metrics
-            self._changed.notify_all()
-
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything taken is written; False when time runs out."""
-        with self._changed:
-            done = self._changed.wait_for(lambda: self._pending is None and not self._busy, timeout)
-        self._raise_problem()
-        return done
-
-    def _raise_problem(self) -> None:
-        if self._error is not None:
-            raise TrainingError(
-                f"run.directory: {self._config.run.directory}: a checkpoint could not be written: {self._error}; the "
-                "earlier ones are intact: make room and go on with --resume"
-            )
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._pending is not None or self._closing)
-                if self._pending is None:
-                    return
-                (fetch, metrics), self._pending, self._busy = self._pending, None, True
-            try:
-                save(self._config.run.directory, fetch(), self._config, metrics)
-                self._prune()
-            except OSError as error:
-                self._error = error
-            except Exception as error:
-                # The snapshot died with its learner; the next one will do.
-                _log.warning("a checkpoint was skipped: %s", str(error).split("\n")[0])
-            finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
-
-    def _prune(self) -> None:
-        # A damaged one is no checkpoint: it takes no other's place, and is left to whoever wants to look at it.
-        facts = {}
-        for folder in complete(self._config.run.directory):
-            with suppress(UserError):
-                facts[folder] = _facts(folder)
-        folders = list(facts)
-        kept = set(folders[-self._config.checkpoint.keep :])
-        if self._config.checkpoint.best is not None:
-            name = self._config.checkpoint.best
-            sign = -1 if name.startswith("-") else 1
-            name = name.removeprefix("-")
-            evaluated = _evaluations(self._config.run.directory)
-            waiting = self._config.evaluation.every if name.startswith("eval/") else 0
-            values = {}
-            for folder in folders:
-                iteration = facts[folder].iteration
-                value = {**facts[folder].metrics, **evaluated.get(iteration, {})}.get(name, math.nan)
-                if math.isfinite(value):
-                    values[folder] = sign * value
-                elif waiting and iteration > max(evaluated, default=0) and iteration % waiting == 0:
-                    # Its evaluation may still be under way.
-                    kept.add(folder)
-            if values:
-                kept.add(max(values, key=lambda folder: values[folder]))
-            elif folders and evaluated and not self._warned:
-                self._warned = True
-                _log.warning(
-                    "checkpoint.best: %s: no such metric so far, no best checkpoint is kept; there are %s",
-                    name, ", ".join(sorted(key for key in evaluated[max(evaluated)] if key.startswith("eval/"))),
-                )  # fmt: skip
-        for folder in set(folders) - kept:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _evaluations(run: Path) -> dict[int, dict[str, float]]:
-    """The journal's evaluations by the iteration of their weights."""
-    path = run / journal.NAME
-    rows = journal.read(path)[0] if path.exists() else []
-    return {int(row["eval/iteration"]): row for row in rows if "eval/iteration" in row}
 
 
 def _tracker_run(run: Path) -> str | None:

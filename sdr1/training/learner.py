@@ -11,11 +11,11 @@ import torch
 
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import (
-    MOMENTS,
     GroupReport,
     GroupTask,
     Label,
     LearnerState,
+    Moments,
     Scores,
     Trajectory,
     UpdateReport,
@@ -24,7 +24,6 @@ from sdr1.base.records import (
 from sdr1.config.training import Config
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
-from sdr1.models.flat import checksum
 from sdr1.models.policy import Policy
 from sdr1.planning.counts import passes
 from sdr1.training.ranks import ALONE, Ranks
@@ -82,48 +81,48 @@ class Learner:
     def state(self, iteration: int) -> LearnerState:
         """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
         published = self._published or {iteration: self._policy.flat.snapshot(iteration)}
-        tensors = {f"weights/{version}": weights.buffer for version, weights in published.items()}
-        for name in MOMENTS if self._updates else ():
-            moments = [self._optimizer.state[parameter][name] for parameter in self._policy.parameters]
-            tensors[name] = torch.cat([moment.flatten() for moment in moments]).cpu().numpy()
-        variances = {str(label): tuple(values) for label, values in self._variances.items()}
-        return LearnerState(iteration, self._updates, tensors, variances)
+        weights = tuple(published[version] for version in sorted(published))
+        variances = {label: tuple(values) for label, values in self._variances.items()}
+        return LearnerState(self._updates, weights, self._moments(), variances)
+
+    def _moments(self) -> Moments | None:
+        if not self._updates:
+            return None
+        states = [self._optimizer.state[parameter] for parameter in self._policy.parameters]
+        return Moments(
+            *(torch.cat([each[name].flatten() for each in states]).cpu().numpy() for name in Moments._fields)
+        )
 
     def restore(self, state: LearnerState) -> None:
         """Become the learner that `state` was taken from.
 
         Raises:
-            ValueError: the state belongs to other parameters.
+            UserError: the state belongs to other parameters.
         """
-        self._policy.flat.load(state.tensors[f"weights/{state.iteration}"])
+        self._policy.flat.load(state.current.buffer)
         if self._config.rollout.max_staleness:
-            self._published = {
-                version: Weights(version, buffer, checksum(buffer))
-                for version, buffer in (
-                    (int(name.removeprefix("weights/")), tensor)
-                    for name, tensor in state.tensors.items()
-                    if name.startswith("weights/")
-                )
-            }
+            self._published = {weights.version: weights for weights in state.weights}
         self._updates, self.accumulated = state.updates, 0
         self._optimizer.zero_grad()
-        moments = {name: torch.tensor(state.tensors[name]) for name in MOMENTS if state.updates}
-        offset = 0
         self._optimizer.state.clear()
-        for parameter in self._policy.parameters if state.updates else ():
+        if state.moments is not None:
+            self._restore_optimizer(state.updates, state.moments)
+        latest = self._config.prompts.per_iteration
+        self._variances = {label: deque(values, maxlen=latest) for label, values in state.variances.items()}
+
+    def _restore_optimizer(self, updates: int, moments: Moments) -> None:
+        flats = {name: torch.tensor(moment) for name, moment in moments._asdict().items()}
+        offset = 0
+        for parameter in self._policy.parameters:
             size = parameter.numel()
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.updates)),
+                "step": torch.tensor(float(updates)),
                 **{
                     name: flat[offset : offset + size].view(parameter.shape).to(parameter.device, copy=True)
-                    for name, flat in moments.items()
+                    for name, flat in flats.items()
                 },
             }
             offset += size
-        self._variances = {
-            None if label == "None" else label: deque(values, maxlen=self._config.prompts.per_iteration)  # type: ignore[misc]
-            for label, values in state.variances.items()
-        }
 
     def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
         """Add one group's gradient of the mean loss over the whole minibatch.
@@ -139,13 +138,43 @@ class Learner:
             raise TrainingError(
                 f"{_name(task)}: rewards are not finite: {scores.rewards.tolist()}; nothing was updated"
             )
-        options, device = self._config.learner, self._policy.device
         advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
+        seen = self._backward(task, trajectory, advantages_G)
+        # Every rank has filled its own places; the sum holds all of them, exactly.
+        self.ranks.add([seen])
+        log_ratios, losses, divergences = seen
+        mean_loss = losses.mean().item()
+        if not math.isfinite(mean_loss):
+            self._optimizer.zero_grad()
+            raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
+        off_one_KG = (log_ratios.exp().reshape(trajectory.log_probs.shape) - 1).abs()
+        gap_K = off_one_KG.amax(dim=1)
+        self._check_ratio(task, gap_K.max().item())
+        self.accumulated += 1
+        return GroupReport(
+            task=task,
+            reward_mean=float(scores.rewards.mean(dtype=np.float64)),
+            reward_std=float(scores.rewards.std(ddof=1, dtype=np.float64)),
+            unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
+            loss=mean_loss,
+            kl=None if trajectory.reference_means is None else divergences.mean().item(),
+            clip_fraction=(off_one_KG > self._config.learner.clip_range).float().mean().item(),
+            ratio_gap=tuple(gap_K.tolist()),
+            seconds=time.perf_counter() - begin,
+            reward_terms=scores.terms,
+        )
+
+    def _backward(self, task: GroupTask, trajectory: Trajectory, advantages_G: torch.Tensor) -> torch.Tensor:
+        """Add this rank's share of a group's gradient.
+
+        Log-ratio, loss and KL of each transition, shape (3, K * G), zero where another rank computes it.
+        """
+        options, device = self._config.learner, self._policy.device
         transitions, samples = trajectory.log_probs.shape
         total = transitions * samples * self._config.groups_per_update
         shared = self._config.policy.initial_noise != "sample"
-        # Every rank fills its own places; the sum over ranks then holds all of them, exactly.
-        log_ratios, losses, divergences = torch.zeros(3, transitions * samples, device=device)
+        seen = torch.zeros(3, transitions * samples, device=device)
+        log_ratios, losses, divergences = seen
         for chunk in micro_batches(transitions * samples, options.micro_batch, self.ranks):
             k, g = chunk // samples, chunk % samples
             # Samples that share their initial noise still are one state at the first trained step: evaluated once.
@@ -167,27 +196,7 @@ class Learner:
             (loss.sum() / total * self._loss_scale(total, latents[0].numel())).backward()
             losses[chunk] = loss.detach()
             log_ratios[chunk] = log_probs.detach() - old_log_probs
-        self.ranks.add([log_ratios, losses, divergences])
-        mean_loss = losses.mean().item()
-        if not math.isfinite(mean_loss):
-            self._optimizer.zero_grad()
-            raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
-        ratio_KG = log_ratios.exp().reshape(transitions, samples)
-        gap_K = (ratio_KG - 1).abs().amax(dim=1)
-        self._check_ratio(task, gap_K.max().item())
-        self.accumulated += 1
-        return GroupReport(
-            task=task,
-            reward_mean=float(scores.rewards.mean(dtype=np.float64)),
-            reward_std=float(scores.rewards.std(ddof=1, dtype=np.float64)),
-            unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
-            loss=mean_loss,
-            kl=None if trajectory.reference_means is None else divergences.mean().item(),
-            clip_fraction=((ratio_KG - 1).abs() > options.clip_range).float().mean().item(),
-            ratio_gap=tuple(gap_K.tolist()),
-            seconds=time.perf_counter() - begin,
-            reward_terms=scores.terms,
-        )
+        return seen
 
     def step(self) -> UpdateReport:
         """Clip the gradient and make one optimizer step.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdr1.base.errors import Terminated, UserError
 from sdr1.base.files import disk_errors, full_disk_explained, partial, write_text
@@ -25,11 +26,16 @@ from sdr1.models.policy import Policy
 from sdr1.models.policy import check as check_policy
 from sdr1.prompts import stream as prompts
 from sdr1.rewards import scorer
-from sdr1.training import checkpoint, loop, run_folder
-from sdr1.training.checkpoint import Checkpointer, complete
-from sdr1.training.loop import Executor, Observer
-from sdr1.training.observers.journal import Journal
+from sdr1.training import loop, run_folder
+from sdr1.training.checkpoint import complete
+from sdr1.training.loop import Executor
+from sdr1.training.observers import checkpointer as keeping
+from sdr1.training.observers.checkpointer import Checkpointer
+from sdr1.training.observers.journal import Journal, Source
 from sdr1.training.observers.progress import Progress
+
+if TYPE_CHECKING:
+    from sdr1.training.observers.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -68,15 +74,13 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         for line in stream.describe() + cut:
             print(line, flush=True)
         executor = executor_from(state)
-        journal = stack.enter_context(Journal(config))
-        tracker = stack.enter_context(_tracker(config, journal, start))
-        progress = stack.enter_context(Progress(config, start))
-        evaluator = _evaluator(config, journal, stack)
-        with Checkpointer(config) as checkpointer:
+        journal = stack.enter_context(Journal(config, _evaluator(config, stack)))
+        tracker = _tracker(config, journal, start, stack)
+        journal.subscribe(stack.enter_context(Progress(config, start)))
+        with Checkpointer(config, journal) as checkpointer:
+            journal.subscribe(checkpointer)
             with _sigterm(config.run, checkpointer):
-                # The journal knows an iteration before its checkpoint exists: a resume can leave no gap.
-                observers: list[Observer] = [*evaluator, journal, progress, *tracker, checkpointer]
-                weights = loop.run(config, stream, executor, observers, start)
+                weights = loop.run(config, stream, executor, [journal], start)
             checkpointer.flush(timeout=600)
         cluster.close()
         model = config.run.directory / "model"
@@ -93,8 +97,8 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
             "safety_checker": "off",
         }
         write_text(summary_file, json.dumps(summary, indent=2) + "\n")
-        for each in tracker:
-            each.finish(result.model, summary)
+        if tracker is not None:
+            tracker.finish(result.model, summary)
     return result
 
 
@@ -127,7 +131,7 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     """
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
-    checkpoint.check(config)
+    keeping.check(config)
     stream = prompts.load(config)
     check_policy(config.policy)
     scorer.check(config.reward)
@@ -155,23 +159,22 @@ def _placed(
             yield executor_from
 
 
-@contextmanager
-def _tracker(config: Config, journal: Journal, start: int) -> Iterator[list]:
+def _tracker(config: Config, journal: Journal, start: int, stack: ExitStack) -> Tracker | None:
     if not config.tracking.enabled:
-        yield []
-        return
+        return None
     from sdr1.training.observers.tracking import Tracker
 
-    with Tracker(config, journal, start) as tracker:
-        yield [tracker]
+    tracker = stack.enter_context(Tracker(config, journal, start))
+    journal.subscribe(tracker)
+    return tracker
 
 
-def _evaluator(config: Config, journal: Journal, stack: ExitStack) -> list[Observer]:
+def _evaluator(config: Config, stack: ExitStack) -> Source | None:
     if not config.evaluation.every:
-        return []
+        return None
     from sdr1.training.observers.evaluator import Evaluator
 
-    return [stack.enter_context(Evaluator(config, journal.ready))]
+    return stack.enter_context(Evaluator(config))
 
 
 def _save(config: Config, weights: Weights, folder: Path) -> None:

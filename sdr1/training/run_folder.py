@@ -17,7 +17,8 @@ from sdr1.base.files import refuse_foreign, remove_partial, write_text
 from sdr1.base.plain_data import peek
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
-from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, differences, newest
+from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, newest
+from sdr1.training.differences import differences
 from sdr1.training.observers import journal
 
 MARKER = "sdr1-run.json"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from sdr1 import cli
 from sdr1.base.errors import UserError
-from sdr1.base.records import LearnerState
+from sdr1.base.records import LearnerState, Weights
 from sdr1.config.policy import PolicyConfig
 from sdr1.evaluation.rows import Sampler
 from sdr1.models.pipeline import load
@@ -171,7 +171,7 @@ def test_nothing_is_drawn_when_one_side_is_wrong(tmp_path):
 
 
 def state(iteration: int) -> LearnerState:
-    return LearnerState(iteration, 1, {f"weights/{iteration}": np.arange(8, dtype=np.uint8)}, {})
+    return LearnerState(0, (Weights(iteration, np.arange(8, dtype=np.uint8), 0),), None, {})
 
 
 def test_a_card_tells_what_was_measured_of_these_weights_and_nothing_else(small, tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdr1 import cli
 from sdr1.base.errors import Terminated
-from sdr1.base.records import LearnerState
+from sdr1.base.records import LearnerState, Weights
 from sdr1.config.files import load
 from sdr1.config.training import Config
 from sdr1.evaluation.sandbox_rows import DEPLOYED
@@ -360,7 +360,7 @@ def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
 
 def stopped_run(folder: Path, config: Config) -> None:
     """What `train` leaves when it is killed after its first iteration."""
-    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
+    state = LearnerState(0, (Weights(1, np.zeros(4, np.uint8), 0),), None, {})
     checkpoint.save(folder / "run", state, config, {})
 
 

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import mlflow
@@ -21,9 +20,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from sdr1.base.errors import Terminated, TrainingError, UserError
+from sdr1.base.files import file_sha256
 from sdr1.base.process import raise_if_stopped
-from sdr1.base.records import MOMENTS, LearnerState
+from sdr1.base.records import LearnerState, Moments, Weights
 from sdr1.config.training import validate
+from sdr1.models.flat import checksum
 from sdr1.training import checkpoint
 from sdr1.training.learner import Learner
 from sdr1.training.run import _sigterm, train
@@ -107,6 +108,9 @@ def test_a_tracker_that_is_away_neither_stops_nor_loses_anything(
     assert [p.step for p in client.get_metric_history(found.info.run_id, "loss")] == [0, 1]
 
 
+STATE = LearnerState(0, (Weights(1, np.zeros(4, np.uint8), 0),), None, {})
+
+
 def damage(folder, how):
     tensors, facts = folder / checkpoint.TENSORS, folder / checkpoint.FACTS
     if how == "truncated":
@@ -151,49 +155,6 @@ def test_what_the_pointer_has_not_reached_does_not_count(small, tmp_path):
     assert checkpoint.newest(tmp_path / "run").folder.name == "000009", "without a pointer all of them count"
 
 
-def test_only_the_newest_and_the_best_are_kept(small, tmp_path):
-    values = small(4).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "reward_safe"}}
-    train(validate(values), local=True)
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    best = 1 + max(range(4), key=lambda n: rows[n]["reward_safe"])
-    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*")}
-    assert kept == {4, best}
-
-
-def test_a_best_metric_that_does_not_exist_is_refused_with_those_near_it(small, tmp_path):
-    values = small(3).model_dump(mode="json") | {"checkpoint": {"keep": 1, "best": "-unsafe"}}
-    with pytest.raises(UserError, match="checkpoint.best: '-unsafe': .*use e.g. .*unsafe_rate"):
-        train(validate(values), local=True)
-    assert not (tmp_path / "run").exists()
-    for best in ("kl", "-unsafe_rate", "ratio_gap/step_0", "reward_std_safe", "reward_term/main"):
-        terms = {"judge": {"import": "sdr1.sandbox.oracle:penalty"}}
-        checkpoint.check(small(1, checkpoint={"best": best}, reward={"terms": terms}))
-    for best in ("-kl", "unsafe_rate", "reward_term/main"):
-        options = {"reward": {"monitor": None}, "learner": {"kl_weight": 0}}
-        config = small(1, checkpoint={"best": best}, **options)
-        with pytest.raises(UserError, match="checkpoint.best"):
-            checkpoint.check(config)
-
-
-def test_one_damaged_checkpoint_does_not_stop_pruning(small, tmp_path):
-    config = small(4, checkpoint={"keep": 1, "best": "reward_safe"})
-    saved = tmp_path / "run" / "checkpoints"
-    train(small(1), local=True)
-    damage(saved / "000001", "foreign")
-    shutil.copytree(saved / "000001", saved / "000000")
-    state = LearnerState(2, 0, {"weights/2": np.zeros(4, np.uint8)}, {})
-    with checkpoint.Checkpointer(config) as keeper:
-        for iteration, reward in ((2, 0.5), (3, float("nan")), (4, 0.1), (5, 0.2)):
-            made = replace(
-                state, iteration=iteration, tensors={f"weights/{iteration}": np.zeros(4, np.uint8)}
-            )
-            executor = SimpleNamespace(snapshot=lambda done, made=made: lambda: made)
-            keeper.iteration(iteration - 1, {"reward_safe": reward}, [], executor)
-            assert keeper.flush(10)
-    kept = {path.name for path in saved.glob("0*")}
-    assert kept == {"000000", "000001", "000002", "000005"}, "the damaged are left alone, the others pruned"
-
-
 SIGNED = {
     "iteration": "three",
     "updates": 1.5,
@@ -206,8 +167,7 @@ SIGNED = {
 
 @pytest.mark.parametrize("field", [*SIGNED, "nothing", "all"])
 def test_a_signed_checkpoint_of_wrong_types_is_refused(small, tmp_path, field):
-    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
-    folder = checkpoint.save(tmp_path / "run", state, small(1), {})
+    folder = checkpoint.save(tmp_path / "run", STATE, small(1), {})
     facts = json.loads((folder / checkpoint.FACTS).read_text())
     del facts["facts_sha256"]
     if field in SIGNED:
@@ -225,21 +185,26 @@ def test_a_signed_checkpoint_of_wrong_types_is_refused(small, tmp_path, field):
         (0, {"weights/1": np.zeros(4, np.float32)}),
         (0, {"weights/1": np.zeros(4, np.uint8), "weights/x": np.zeros(4, np.uint8)}),
         (1, {"weights/1": np.zeros(4, np.uint8)}),
-        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(MOMENTS, np.zeros(1, np.float64))}),
-        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(MOMENTS, np.zeros(2, np.float32))}),
+        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(Moments._fields, np.zeros(1, np.float64))}),
+        (1, {"weights/1": np.zeros(4, np.uint8), **dict.fromkeys(Moments._fields, np.zeros(2, np.float32))}),
         (0, {"weights/2": np.zeros(4, np.uint8)}),
+        (0, {f"weights/{version}": np.zeros(4, np.uint8) for version in (1, 2)}),
     ],
 )
 def test_tensors_that_do_not_go_together_are_refused(small, tmp_path, updates, tensors):
-    folder = checkpoint.save(tmp_path / "run", LearnerState(1, updates, tensors, {}), small(1), {})
+    folder = checkpoint.save(tmp_path / "run", STATE, small(1), {})
+    safetensors.numpy.save_file(tensors, folder / checkpoint.TENSORS)
+    facts = json.loads((folder / checkpoint.FACTS).read_text())
+    del facts["facts_sha256"]
+    facts |= {"updates": updates, "tensors_sha256": file_sha256(folder / checkpoint.TENSORS)}
+    (folder / checkpoint.FACTS).write_text(json.dumps(facts | {"facts_sha256": checkpoint._digest(facts)}))
     with pytest.raises(UserError, match=r"checkpoint: .*000001"):
         checkpoint.load(folder)
 
 
 def test_weights_of_another_model_are_refused(small, tmp_path):
     config = small(2)
-    state = LearnerState(1, 0, {"weights/1": np.zeros(4, np.uint8)}, {})
-    checkpoint.save(tmp_path / "run", state, config, {})
+    checkpoint.save(tmp_path / "run", STATE, config, {})
     with pytest.raises(UserError, match="checkpoint: weights of 4 bytes do not fit"):
         train(resumed(config), local=True)
 
@@ -311,13 +276,35 @@ def test_a_disk_that_is_full_for_the_record_is_explained(small, tmp_path, monkey
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("updates", [0, 3])
+def test_a_state_is_read_as_it_was_written(small, tmp_path, updates):
+    rng = np.random.default_rng(0)
+    weights = tuple(
+        Weights(version, buffer, checksum(buffer))
+        for version, buffer in ((n, rng.integers(0, 256, 8, np.uint8)) for n in (9, 10))
+    )
+    moments = Moments(*rng.normal(size=(2, 2)).astype(np.float32)) if updates else None
+    variances = {"safe": (0.1, 0.2), None: (0.3,)}
+    folder = checkpoint.save(
+        tmp_path / "run", LearnerState(updates, weights, moments, variances), small(1), {}
+    )
+    found = checkpoint.load(folder).state
+    assert (found.updates, found.iteration, found.variances) == (updates, 10, variances)
+    for there, here in zip(found.weights, weights, strict=True):
+        assert (there.version, there.checksum) == (here.version, here.checksum)
+        assert np.array_equal(there.buffer, here.buffer)
+    assert (found.moments is None) == (moments is None)
+    for there, here in zip(found.moments or (), moments or (), strict=True):
+        assert np.array_equal(there, here)
+
+
 def test_learner_state_restores_every_bit(small):
     learner = Learner(small())
     learner.weights(0)
     state = learner.state(0)
     other = Learner(small(learner={"learning_rate": 0.5}))
     other.restore(state)
-    assert np.array_equal(other.weights(0).buffer, state.tensors["weights/0"])
+    assert np.array_equal(other.weights(0).buffer, state.current.buffer)
 
 
 def test_sigterm_says_what_goes_on(small, tmp_path):

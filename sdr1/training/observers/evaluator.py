@@ -6,22 +6,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
 from sdr1.base.errors import UserError, reason
 from sdr1.base.process import pause, prepare_process
-from sdr1.base.records import GroupTask
 from sdr1.config.training import Config
 from sdr1.evaluation.sandbox import speaks
 from sdr1.models import pipeline_files
 from sdr1.training.loop import Executor
+from sdr1.training.observers.journal import EVALUATED
 
 _POLL = 0.2
 """Seconds between looks at the evaluation of the last iteration."""
@@ -29,34 +27,27 @@ _log = logging.getLogger("sdr1")
 
 
 class Evaluator:
-    """Context manager and observer; stands before the journal in their order.
+    """Context manager, and the journal's source of `eval/<figure>`: each in the row of the iteration that it came in at.
 
-    Its figures arrive in the journal as `eval/<figure>`, in the row of the iteration during which they were ready;
-    `eval/iteration` says whose weights they are of (as a checkpoint counts: iterations applied). Training never waits,
-    except for the last iteration's, for as long as a worker may take for a call. A child that dies or hangs costs the
-    evaluation that it was at.
+    Training never waits, except for the last iteration's, for as long as a worker may take for a call. A child that
+    dies or hangs costs the evaluation that it was at.
     """
 
-    def __init__(self, config: Config, ready: dict[str, float]) -> None:
-        self._config, self._ready = config, ready
+    def __init__(self, config: Config) -> None:
+        self._config = config
         self._pending: Future[dict[str, float]] | None = None
 
     def __enter__(self) -> Evaluator:
         self._start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def accumulated(self, task: GroupTask) -> None:
-        pass
-
-    def iteration(
-        self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
-    ) -> None:
+    def figures(self, iteration: int, executor: Executor) -> dict[str, float]:
         done = iteration + 1
         last = done == self._config.iterations
-        self._collect(wait=last)
+        found = self._collect(wait=last)
         due = done % self._config.evaluation.every == 0 or last
         # On a machine that is too slow for its rhythm evaluations get rarer.
         if due and self._pending is None:
@@ -68,22 +59,25 @@ class Evaluator:
                 self._stop()
                 self._start()
                 self._submit(buffer, done)
-            self._collect(wait=last)
+            found |= self._collect(wait=last)
+        return found
 
-    def _collect(self, wait: bool) -> None:
+    def _collect(self, wait: bool) -> dict[str, float]:
+        """What has come in by now; with `wait`, within a deadline."""
         if self._pending is None:
-            return
+            return {}
         end = time.monotonic() + self._config.run.task_timeout
         while wait and not self._pending.done() and time.monotonic() < end:
             pause(_POLL)
         if not (wait or self._pending.done()):
-            return
+            return {}
         pending, self._pending = self._pending, None
         try:
-            self._ready.update(pending.result(timeout=0))
+            return pending.result(timeout=0)
         except Exception as error:
-            # Training must not end because its observer did.
+            # Training must not end because what watches it did.
             _log.warning("an evaluation was lost: %s", reason(error))
+            return {}
 
     def _submit(self, buffer: np.ndarray, done: int) -> None:
         self._pending = self._pool.submit(evaluate_weights, self._config, buffer, done)
@@ -134,6 +128,6 @@ def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict
     rows = rows_of(SANDBOX_TOPICS, config.evaluation.images, config.seed, split="tune")
     figures = sandbox_figures(rows, oracle_records(policy.pipeline, rows))
     return {
-        "eval/iteration": float(iteration),
+        EVALUATED: float(iteration),
         **{f"eval/{figure.name}": figure.mean() for figure in figures},
     }

@@ -1,35 +1,48 @@
-"""The run's own record: one line of JSON an iteration, on disk before anything else hears of it, each once."""
+"""The one record of a run: a row an iteration, each once, on disk before anybody hears of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import write_text
 from sdr1.base.plain_data import parse_json
 from sdr1.base.records import GroupTask
 from sdr1.config.training import Config
-from sdr1.training.loop import Executor
+from sdr1.training.loop import Executor, Observer
 
 NAME = "metrics.jsonl"
+EVALUATED = "eval/iteration"
+"""Of a row with an evaluation's figures: whose weights they are of, as a checkpoint counts (iterations applied)."""
+Row = dict[str, float]
+"""{"iteration", "time" (Unix seconds), metrics...}, a line of JSON on disk."""
+
+
+class Source(Protocol):
+    """Measures beside the iterations."""
+
+    def figures(self, iteration: int, executor: Executor) -> Mapping[str, float]:
+        """Asked after every iteration: what has come in since it was asked last."""
 
 
 class Journal:
-    """Observer that appends to `metrics.jsonl`; iterations made again after a failure are not written again.
+    """Context manager and the loop's observer, to which all that watches a run subscribes.
 
-    `rows` holds every line: {"iteration", "time" (Unix seconds), metrics...}.
+    Whoever hears of an iteration finds its row in `rows` and on disk, in whatever order they subscribed. An iteration
+    that is made again after a failure is told again, and not written again.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, source: Source | None = None) -> None:
         self.path = config.run.directory / NAME
-        self.rows: list[dict[str, Any]] = []
-        self.ready: dict[str, float] = {}
-        """Metrics that came in beside the iterations; the next row takes them along."""
+        self.rows: list[Row] = []
+        self._source, self._subscribers = source, list[Observer]()
+        self._came_in: Row = {}
+        """What the source gave; the next row takes it along."""
 
     def __enter__(self) -> Journal:
         if self.path.exists():
@@ -39,28 +52,41 @@ class Journal:
         self._file = open(self.path, "a", encoding="utf-8")
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def subscribe(self, observer: Observer) -> None:
+        self._subscribers.append(observer)
+
     def accumulated(self, task: GroupTask) -> None:
-        pass
+        for each in self._subscribers:
+            each.accumulated(task)
 
     def iteration(
         self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
     ) -> None:
-        if iteration < len(self.rows):
-            return
-        row = {"iteration": iteration, "time": time.time(), **metrics, **self.ready}
-        self.ready.clear()
+        if self._source is not None:
+            self._came_in |= self._source.figures(iteration, executor)
+        if iteration == len(self.rows):
+            self._write({"iteration": iteration, "time": time.time(), **metrics, **self._came_in})
+            self._came_in = {}
+        for each in self._subscribers:
+            each.iteration(iteration, metrics, tasks, executor)
+
+    def evaluations(self) -> dict[int, Row]:
+        """The rows in which figures of an evaluation came in, by the iteration of its weights."""
+        return {int(row[EVALUATED]): row for row in self.rows if EVALUATED in row}
+
+    def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.append(row)
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read(path: Path) -> tuple[list[Row], int]:
     """The rows of a record up to the first that is torn or out of order, and the bytes they take."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     good = 0
     with open(path, "rb") as file:
         for line in file:

@@ -62,16 +62,16 @@ def answer(config, buffer, iteration):
 
 
 def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
-    config, ready = small(iterations=4, evaluation={"every": 1}), {}
-    with Evaluator(config, ready) as evaluator:
+    config, found = small(iterations=4, evaluation={"every": 1}), []
+    with Evaluator(config) as evaluator:
         monkeypatch.setattr(observer, "evaluate_weights", die)
-        evaluator.iteration(0, {}, [], Weights())
+        found.append(evaluator.figures(0, Weights()))
         with pytest.raises(BrokenProcessPool):
             evaluator._pending.result()
         monkeypatch.setattr(observer, "evaluate_weights", answer)
-        evaluator.iteration(1, {}, [], Weights())
-        evaluator.iteration(3, {}, [], Weights())
-    assert ready == {"eval/iteration": 4.0}
+        found.append(evaluator.figures(1, Weights()))
+        found.append(evaluator.figures(3, Weights()))
+    assert found == [{}, {}, {"eval/iteration": 4.0}]
     assert sum(message.startswith("an evaluation was lost: ") for message in caplog.messages) == 1
 
 
@@ -81,8 +81,8 @@ def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_
     config = small(iterations=1, evaluation={"every": 1}, run={"task_timeout": 5.0})
     monkeypatch.setattr(observer, "evaluate_weights", sleep)
     others = set(psutil.Process().children())
-    with Evaluator(config, {}) as evaluator:
-        evaluator.iteration(0, {}, [], Weights())
+    with Evaluator(config) as evaluator:
+        assert evaluator.figures(0, Weights()) == {}
         children = set(psutil.Process().children()) - others
     assert caplog.messages == ["an evaluation was lost: TimeoutError()"]
     assert children
@@ -96,7 +96,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
         "import os, signal\n"
         "from sdr1.training.observers.evaluator import Evaluator\n"
         "if __name__ == '__main__':\n"
-        "    with Evaluator(None, {}) as evaluator:\n"
+        "    with Evaluator(None) as evaluator:\n"
         "        print(evaluator._pool.submit(os.getpid).result(), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -169,7 +169,7 @@ def test_a_step_is_sent_when_its_pictures_are_there(small, tmp_path, monkeypatch
         tracker._mlflow = SimpleNamespace(end_run=lambda status: None)
         with tracker:
             tracker.accumulated(task)
-            journal.iteration(0, {}, [task], None)
-            tracker.iteration(0, {}, [task], SimpleNamespace(images=images))
+            journal.subscribe(tracker)
+            journal.iteration(0, {}, [task], SimpleNamespace(images=images))
     assert sent == [True]
     assert drawn.is_set()

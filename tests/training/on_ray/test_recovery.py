@@ -75,7 +75,8 @@ def roles_of(rollout: type | None = None) -> Roles:
             return super().accumulate(task, rollout, scores)
 
         def state(self, iteration):
-            return LearnerState(iteration, iteration, {}, {"order": tuple(self.order)})
+            weights = (Weights(iteration, np.zeros(8, np.uint8), 0),)
+            return LearnerState(iteration, weights, None, {"order": tuple(self.order)})
 
     return Roles(rollout or base.rollout, base.reward, Learner)
 
