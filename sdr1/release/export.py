@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, write_text
-from sdr1.base.plain_data import parse_json, read_json
+from sdr1.base.plain_data import read_json
 from sdr1.base.records import LearnerState
 from sdr1.config.rewards import RewardConfig
 from sdr1.config.text import annotated_yaml
@@ -20,6 +20,7 @@ from sdr1.models.flat import sha256
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
 from sdr1.training.checkpoint import Checkpoint, newest
+from sdr1.training.observers import journal
 
 Part = Literal["pipeline", "unet", "lora", "kohya"]
 """`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
@@ -156,21 +157,13 @@ def _results(run: Path, state: LearnerState) -> list[str]:
             summary = read_json(path)
             if isinstance(summary, dict) and summary.get("weights_sha256") == digest:
                 rows += _rates(summary)
-    for name, value in _last_metrics(run / "metrics.jsonl", state.iteration - 1).items():
+    record = run / journal.NAME
+    measured = journal.read(record)[0] if record.is_file() else []
+    last = measured[state.iteration - 1] if 0 < state.iteration <= len(measured) else {}
+    for name, value in last.items():
         if name in ("reward_safe", "reward_unsafe", "unsafe_rate", "kl") and isinstance(value, float):
             rows.append(f"- last iteration's rollouts, {name}: {value:.4g}")
     return rows
-
-
-def _last_metrics(journal: Path, iteration: int) -> dict[str, Any]:
-    lines = journal.read_bytes().split(b"\n") if journal.is_file() else []
-    for line in reversed(lines):
-        # A line that a kill has cut is no news of any iteration.
-        with suppress(UserError):
-            row = parse_json(line, str(journal))
-            if isinstance(row, dict) and row.get("iteration") == iteration:
-                return row
-    return {}
 
 
 def _rates(summary: dict[str, Any]) -> list[str]:
