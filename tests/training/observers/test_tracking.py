@@ -17,6 +17,7 @@ import torch
 
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.models.pipeline import load_pipeline
+from sdr1.training.observers import tracking
 from sdr1.training.observers.journal import Journal
 from sdr1.training.observers.tracking import Tracker, attach
 from sdr1.training.run import train
@@ -131,7 +132,8 @@ def test_what_mlflow_refuses_is_not_asked_for_ever(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address[what])
     else:
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("sdr1.training.observers.tracking.time.sleep", lambda seconds: None)
+    # Not time.sleep itself: other threads of this process would spin.
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(sleep=lambda seconds: None))
     experiment = "" if what == "experiment" else "sdr1"
     config = small(1, tracking={"enabled": True, "experiment": experiment, "wait_seconds": 50})
     (tmp_path / "run").mkdir()
