@@ -14,7 +14,6 @@ NOT_YET = {
     "config/training.py",
     "evaluation/protocols.py",
     "evaluation/run.py",
-    "training/learner.py: accumulate",
 }
 
 

@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from benchmarks.common import SD_1_UNET, report, seconds
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.training import Config, validate
+from sdr1.distributed.actor import Handle, Ref
+from sdr1.distributed.placement import H, Placement
 from sdr1.planning.plan import plan
 from sdr1.sandbox import PIPELINE
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
+from sdr1.training.on_ray.handles import LearnerHandle, RewardHandle, RolloutHandle
 
 GROUP, SIZE = 2, 32
 """Images of a group, and their side in pixels: 8 latents, as small as this UNet allows."""
@@ -51,6 +55,11 @@ class Measured:
         return {row[0]: 1024 * int(row[1].split()[0]) for row in rows if row[0] in wanted}
 
 
+class MeasuredHandle(Handle):
+    def memory(self) -> Ref[dict[str, int]]:
+        return self._actor.memory.remote()
+
+
 class Rollout(Measured, RolloutActor):
     pass
 
@@ -60,6 +69,18 @@ class Reward(Measured, RewardActor):
 
 
 class Learner(Measured, LearnerActor):
+    pass
+
+
+class RolloutWorker(MeasuredHandle, RolloutHandle):
+    pass
+
+
+class RewardWorker(MeasuredHandle, RewardHandle):
+    pass
+
+
+class LearnerRank(MeasuredHandle, LearnerHandle):
     pass
 
 
@@ -148,47 +169,47 @@ def measure(config: Config) -> dict[str, Any]:
     took: dict[str, float] = {}
     memory: dict[str, dict[str, int]] = {}
 
-    def start(role: type) -> Any:
-        return ray.remote(num_cpus=1)(role).remote(config, *([None] if role is Learner else []))
+    def start(handle: Callable[[Any], H], role: type, *more: Any) -> H:
+        return Placement.on("cpu", 1, handle, role, config, *more)()
 
-    def wait(what: str, *refs: ray.ObjectRef) -> None:
+    def wait(what: str, *refs: Ref[Any]) -> None:
         took[what] = round(seconds(lambda: ray.get(list(refs))), 1)
         print(f"{config.policy.trainable}: {what}: {took[what]} s", flush=True)
 
-    def end(actor: Any, name: str) -> None:
+    def end(actor: MeasuredHandle, name: str) -> None:
         role = name.split()[0]
-        memory[name] = {**ray.get(actor.memory.remote()), "planned": planned[role]["total"]}
+        memory[name] = {**ray.get(actor.memory()), "planned": planned[role]["total"]}
         line = ", ".join(f"{key} {value / 1e9:.2f}" for key, value in memory[name].items())
         print(
             f"{config.policy.trainable}: {name}: {line} GB, {memory[name]['VmHWM'] / memory[name]['planned']:.2f}"
         )
-        ray.kill(actor)
+        actor.kill()
 
     task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), version=0)
-    rollout, reward = start(Rollout), start(Reward)
-    wait("start of rollout and reward", rollout.node.remote(), reward.node.remote())
-    group, busy = rollout.rollout.options(num_returns=2).remote(task)
-    wait("rollout", busy)
-    scores = reward.score.remote(group, task.prompt)
+    rollout, reward = start(RolloutWorker, Rollout), start(RewardWorker, Reward)
+    wait("start of rollout and reward", rollout.node(), reward.node())
+    group = rollout.rollout(task)
+    wait("rollout", group.seconds)
+    scores = reward.score(group.images, task.prompt)
     wait("reward", scores)
-    ray.kill(rollout)
+    rollout.kill()
     end(reward, "reward")
-    learner = start(Learner)
-    wait("start of the learner", learner.node.remote())
-    wait("accumulate", learner.accumulate.remote(task, group, scores))
-    wait("step", learner.step.remote())
-    weights, checksum = learner.publish.options(num_returns=2).remote(1)
+    learner = start(LearnerRank, Learner, None)
+    wait("start of the learner", learner.node())
+    wait("accumulate", learner.accumulate(task, group.trajectory, scores))
+    wait("step", learner.step())
+    weights, checksum = learner.publish(1)
     wait("publish", checksum)
     end(learner, "learner")
-    workers = [start(Rollout) for _ in range(2)]
-    wait("start of two workers", *[worker.node.remote() for worker in workers])
-    loaded = [worker.load.remote(weights) for worker in workers]
+    workers = [start(RolloutWorker, Rollout) for _ in range(2)]
+    wait("start of two workers", *[worker.node() for worker in workers])
+    loaded = [worker.load(weights) for worker in workers]
     wait("load in two workers", *loaded)
     assert set(ray.get(loaded)) == {ray.get(checksum)}
     task = replace(task, iteration=1, version=1)
-    made = [worker.rollout.options(num_returns=2).remote(task) for worker in workers]
-    wait("rollouts in both", *[each[-1] for each in made])
-    assert np.array_equal(*[ray.get(each[1]) for each in made])
+    made = [worker.rollout(task) for worker in workers]
+    wait("rollouts in both", *[each.seconds for each in made])
+    assert np.array_equal(*[ray.get(each.images) for each in made])
     for number, worker in enumerate(workers, 1):
         end(worker, f"rollout worker {number}")
     return {"memory": memory, "seconds": took, "published": ray.get(weights).buffer.nbytes}

@@ -19,7 +19,6 @@ from sdr1.base.records import (
     GroupReport,
     LearnerState,
     Prompt,
-    Rollout,
     Scores,
     Trajectory,
     UpdateReport,
@@ -37,7 +36,7 @@ UNITS = {0: 128, 1: 48}
 and the last one's learning: at 4:1 that is 1/32 of the iteration; with staleness there is nothing to hide."""
 PAIRS, GROUPS_OF_A_PAIR = 5, 48
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
-_ROLLOUT = Rollout(Trajectory(np.zeros(1), np.zeros(1), np.zeros(1), None), np.zeros(1), 0.0)
+_TRAJECTORY, _IMAGES = Trajectory(np.zeros(1), np.zeros(1), np.zeros(1), None), np.zeros(1)
 
 
 def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
@@ -54,10 +53,10 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
 
         def rollout(self, task):
             time.sleep(rollout_seconds)
-            return _ROLLOUT, rollout_seconds
+            return _TRAJECTORY, _IMAGES, rollout_seconds
 
     class Reward(Stub):
-        def score(self, rollout, prompt):
+        def score(self, images, prompt):
             return Scores(np.zeros(2, np.float32), None, 0.0)
 
     class Learner(Stub):
@@ -66,7 +65,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
         def __init__(self, config, _state):
             self._ratio_gap = (0.0,) * len(config.policy.window)
 
-        def accumulate(self, task, rollout, scores):
+        def accumulate(self, task, trajectory, scores):
             time.sleep(learner_seconds)
             return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, self._ratio_gap, learner_seconds)
 
@@ -135,7 +134,7 @@ def measure(
     clock = Clock()
     loop.run(config, PromptStream([[prompt]], config), executor, [clock])
     for worker in executor._rollouts._workers | executor._rewards._workers:
-        ray.kill(worker.actor)
+        worker.actor.kill()
     executor._learner.kill()
     return clock.seconds
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import ObjectRef
 
 from sdr1.base.errors import LearnerLost, TrainingError, UserError
 from sdr1.base.process import pause, raise_if_stopped
-from sdr1.distributed.placement import has_process
+from sdr1.distributed.actor import Handle, Ref, T
 
 TICK = 1.0
 """Seconds between looks at deadlines and at the fleets while nothing happens."""
@@ -32,7 +31,7 @@ class _Call:
     lost: Callable[[Exception], None]
     timeout: float
     deadline: float
-    unplaced: Sequence[Any]
+    unplaced: Sequence[Handle]
     """Actors whose place it waits for, as far as is known; its time begins when they have it."""
 
 
@@ -41,15 +40,15 @@ class Calls:
 
     def __init__(self, timeout: float, start_timeout: float) -> None:
         self._timeout, self._start_timeout = timeout, start_timeout
-        self._calls: dict[ObjectRef, _Call] = {}
+        self._calls: dict[Ref[Any], _Call] = {}
 
     def add(
         self,
-        ref: ObjectRef,
-        done: Callable[[Any], None],
+        ref: Ref[T],
+        done: Callable[[T], None],
         lost: Callable[[Exception], None],
         *,
-        starting: Sequence[Any] = (),
+        starting: Sequence[Handle] = (),
     ) -> None:
         """Watch a small result; `lost` takes Ray's error, or `Stalled` after the timeout.
 
@@ -85,13 +84,13 @@ class Calls:
             if not call.unplaced:
                 del self._calls[ref]
                 call.lost(Stalled(f"no answer for {call.timeout:.0f} s"))
-            elif all(has_process(actor) for actor in call.unplaced):
+            elif all(actor.has_process() for actor in call.unplaced):
                 call.unplaced, call.deadline = (), now + call.timeout
             else:
                 call.deadline = now + call.timeout / _LOOKS
 
 
-def get(ref: ObjectRef) -> Any:
+def get(ref: Ref[T]) -> T:
     """Fetch; what an actor raised on purpose is raised here as itself, not wrapped in Ray's error."""
     try:
         return ray.get(ref)

@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-import ray
+from typing import Generic
 
 from sdr1.base.errors import TrainingError
 from sdr1.config.workers import Elastic
+from sdr1.distributed.actor import Handle
 from sdr1.distributed.calls import Calls, first_line, raised_on_purpose
-from sdr1.distributed.placement import Placement, Waiting
+from sdr1.distributed.placement import H, Placement, Waiting
 
 MAX_DEATHS = 6
 """Deaths in a row, beyond one for each worker, of workers that finish no call, which stop a run."""
@@ -24,10 +23,10 @@ _log = logging.getLogger("sdr1")
 
 
 @dataclass(eq=False)
-class Worker:
+class Worker(Generic[H]):
     """An actor, and what the driver knows of it."""
 
-    actor: Any
+    actor: H
     node: str | None = None
     """None while it waits for resources or starts."""
     weights: int | None = None
@@ -38,16 +37,16 @@ class Worker:
     """Its node drains: it may finish its call, and its successor is asked for already."""
 
 
-class Fleet:
+class Fleet(Generic[H]):
     """Asks Ray for `size.max` actors at once: pending ones are the autoscaler's demand, and join when they start."""
 
     def __init__(
-        self, name: str, place: Placement, size: Elastic, calls: Calls, joined: Callable[[], None]
+        self, name: str, place: Placement[H], size: Elastic, calls: Calls, joined: Callable[[], None]
     ) -> None:
         self.name, self.size = name, size
-        self.idle: deque[Worker] = deque()
+        self.idle: deque[Worker[H]] = deque()
         self._place, self._calls, self._on_join = place, calls, joined
-        self._workers: set[Worker] = set()
+        self._workers: set[Worker[H]] = set()
         self._due: list[float] = []
         self._deaths, self._served = 0, False
         self._looked = time.monotonic()
@@ -59,12 +58,12 @@ class Fleet:
     def in_service(self) -> int:
         return sum(worker.node is not None for worker in self._workers)
 
-    def release(self, worker: Worker) -> None:
+    def release(self, worker: Worker[H]) -> None:
         """The worker has finished a call and is free, unless it has to leave."""
         self._deaths, worker.proven = 0, True
         self._rest(worker)
 
-    def evict(self, worker: Worker, error: Exception) -> None:
+    def evict(self, worker: Worker[H], error: Exception) -> None:
         """Replace a worker that died or stalled, later and later when that goes on.
 
         Raises:
@@ -117,7 +116,7 @@ class Fleet:
         self._workers.add(worker)
         self._ask(worker, starting=(worker.actor,))
 
-    def _ask(self, worker: Worker, *, starting: Sequence[Any] = ()) -> None:
+    def _ask(self, worker: Worker[H], *, starting: Sequence[Handle] = ()) -> None:
         """The worker idles once it has answered."""
 
         def answered(node: str) -> None:
@@ -125,24 +124,24 @@ class Fleet:
             self._rest(worker)
             self._on_join()
 
-        self._calls.add(worker.actor.node.remote(), answered, partial(self.evict, worker), starting=starting)
+        self._calls.add(worker.actor.node(), answered, partial(self.evict, worker), starting=starting)
 
     def _ask_idle(self) -> None:
         """Nobody hears of an idle worker's death otherwise."""
         while self.idle:
             self._ask(self.idle.popleft())
 
-    def _rest(self, worker: Worker) -> None:
+    def _rest(self, worker: Worker[H]) -> None:
         if worker.leaving:
             self._remove(worker)
         elif worker in self._workers:
             self.idle.append(worker)
 
-    def _remove(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker[H]) -> None:
         self._workers.discard(worker)
         if worker in self.idle:
             self.idle.remove(worker)
-        ray.kill(worker.actor)
+        worker.actor.kill()
 
 
 def backoff(deaths: int) -> float:

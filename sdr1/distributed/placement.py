@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
+
+from sdr1.distributed.actor import Handle
 
 SAY_EVERY = 30.0
 """Seconds between lines about what is missing."""
 _log = logging.getLogger("sdr1")
 
 
+H = TypeVar("H", bound=Handle)
+
+
 @dataclass(frozen=True)
-class Placement:
+class Placement(Generic[H]):
     """A kind of actor with its arguments, made anew at every call."""
 
+    handle: Callable[[Any], H]
+    """What the driver shall hold of it."""
     role: type
     arguments: tuple[Any, ...]
     cpus: float
     gpus: float
 
     @classmethod
-    def on(cls, device: str, cpus: float, role: type, *arguments: Any) -> Placement:
+    def on(
+        cls, device: str, cpus: float, handle: Callable[[Any], H], role: type, *arguments: Any
+    ) -> Placement[H]:
         """On CPU cores alone, or with one GPU of its own."""
-        return cls(role, arguments, cpus, 1 if device.startswith("cuda") else 0)
+        return cls(handle, role, arguments, cpus, 1 if device.startswith("cuda") else 0)
 
-    def __call__(self, *more: Any) -> Any:
+    def __call__(self, *more: Any) -> H:
         options = ray.remote(self.role).options(num_cpus=self.cpus, num_gpus=self.gpus)
-        return options.remote(*self.arguments, *more)
+        return self.handle(options.remote(*self.arguments, *more))
 
 
 def least_cpus() -> float:
@@ -43,18 +53,10 @@ def least_cpus() -> float:
     return 0 if all(offered) else 0.01
 
 
-def has_process(actor: Any) -> bool:
-    """Whether the cluster had room for an actor: it starts, or has started. Ray shows it nowhere public."""
-    from ray._private import state
-
-    # Not `Pid`: when the node dies during the start Ray takes the address back, and only that.
-    return bool(state.actors(actor._actor_id.hex()).get("Address", {}).get("Port"))
-
-
 class Waiting:
     """Says, from time to time, what a role needs and what the cluster has, as long as too few are in service."""
 
-    def __init__(self, name: str, place: Placement) -> None:
+    def __init__(self, name: str, place: Placement[Any]) -> None:
         self._name, self._place = name, place
         self._said = time.monotonic()
 

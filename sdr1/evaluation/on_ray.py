@@ -8,12 +8,11 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray import ObjectRef
 
 from sdr1.base.process import prepare_process
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.workers import bounds
-from sdr1.distributed.actor import Actor
+from sdr1.distributed.actor import Actor, Handle, Ref
 from sdr1.distributed.calls import Calls, check_losses, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement, least_cpus
@@ -52,6 +51,18 @@ class JudgeActor(Actor):
         return {name: self._judges[name].judge(images, rows) for name in names}
 
 
+class PainterHandle(Handle):
+    def draw(self, rows: Sequence[Row]) -> Ref[list[bytes]]:
+        return self._actor.draw.remote(rows)
+
+
+class JudgeHandle(Handle):
+    def judge(
+        self, names: Sequence[str], pngs: Ref[list[bytes]], rows: Sequence[Row]
+    ) -> Ref[dict[str, list[dict[str, Any]]]]:
+        return self._actor.judge.remote(names, pngs, rows)
+
+
 class _Crew:
     """Draws and judges at once; PNGs go from actor to actor by reference, and to the driver to be written."""
 
@@ -59,23 +70,25 @@ class _Crew:
         self, jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig
     ) -> None:
         self._to_draw = deque(job for job in jobs if job.drawn is None)
-        self._to_judge: deque[tuple[Job, ObjectRef | None]] = deque(
+        self._to_judge: deque[tuple[Job, Ref[list[bytes]] | None]] = deque(
             (job, None) for job in jobs if job.drawn is not None
         )
         self._left = len(jobs)
         self._losses: Counter[Job] = Counter()
         self._events: deque[Drawn | Judged] = deque()
         self._calls = Calls(config.task_timeout, config.start_timeout)
-        self._fleets = []
+        self._ahead = 1
+        self._fleets: list[Fleet[Any]] = []
         if self._to_draw:
-            place = Placement.on(config.device, config.threads, PainterActor, model, config)
+            place = Placement.on(config.device, config.threads, PainterHandle, PainterActor, model, config)
             self._painters = Fleet("painters", place, bounds(config.workers), self._calls, self._dispatch)
             self._fleets.append(self._painters)
         if any(job.judges for job in jobs):
-            place = Placement.on(config.judge_device, least_cpus(), JudgeActor, names, config)
+            cpus = least_cpus()
+            judge = Placement.on(config.judge_device, cpus, JudgeHandle, JudgeActor, names, config)
             size = bounds(config.judge_workers)
             self._ahead = _AHEAD * size.max
-            self._judges = Fleet("judges", place, size, self._calls, self._dispatch)
+            self._judges = Fleet("judges", judge, size, self._calls, self._dispatch)
             self._fleets.append(self._judges)
 
     def events(self) -> Iterator[Drawn | Judged]:
@@ -93,9 +106,9 @@ class _Crew:
                 fleet.close()
 
     def _dispatch(self) -> None:
-        while self._to_draw and self._painters.idle and len(self._to_judge) < getattr(self, "_ahead", 1):
+        while self._to_draw and self._painters.idle and len(self._to_judge) < self._ahead:
             job, worker = self._to_draw.popleft(), self._painters.idle.popleft()
-            ref = worker.actor.draw.remote(job.rows)
+            ref = worker.actor.draw(job.rows)
             self._calls.add(
                 ref, partial(self._drawn, job, worker, ref), partial(self._draw_lost, job, worker)
             )
@@ -104,12 +117,14 @@ class _Crew:
             if pngs is None:
                 assert job.drawn is not None
                 pngs = ray.put(job.drawn())
-            ref = worker.actor.judge.remote(job.judges, pngs, job.rows)
+            ref = worker.actor.judge(job.judges, pngs, job.rows)
             self._calls.add(
                 ref, partial(self._judged, job, worker), partial(self._judge_lost, job, worker, pngs)
             )
 
-    def _drawn(self, job: Job, worker: Worker, ref: ObjectRef, pngs: list[bytes]) -> None:
+    def _drawn(
+        self, job: Job, worker: Worker[PainterHandle], ref: Ref[list[bytes]], pngs: list[bytes]
+    ) -> None:
         self._painters.release(worker)
         self._events.append(Drawn(job, pngs))
         if job.judges:
@@ -117,7 +132,7 @@ class _Crew:
         else:
             self._left -= 1
 
-    def _draw_lost(self, job: Job, worker: Worker, error: Exception) -> None:
+    def _draw_lost(self, job: Job, worker: Worker[PainterHandle], error: Exception) -> None:
         if is_lost_object(error):
             self._painters.release(worker)
         else:
@@ -125,12 +140,16 @@ class _Crew:
         self._count(job, error)
         self._to_draw.appendleft(job)
 
-    def _judged(self, job: Job, worker: Worker, records: dict[str, list[dict[str, Any]]]) -> None:
+    def _judged(
+        self, job: Job, worker: Worker[JudgeHandle], records: dict[str, list[dict[str, Any]]]
+    ) -> None:
         self._judges.release(worker)
         self._events.extend(Judged(job, name, records[name]) for name in job.judges)
         self._left -= 1
 
-    def _judge_lost(self, job: Job, worker: Worker, pngs: ObjectRef, error: Exception) -> None:
+    def _judge_lost(
+        self, job: Job, worker: Worker[JudgeHandle], pngs: Ref[list[bytes]], error: Exception
+    ) -> None:
         self._count(job, error)
         if is_lost_object(error):
             # The images went with their node before they were judged: the same bytes are drawn again.

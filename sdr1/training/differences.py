@@ -12,8 +12,8 @@ class Difference(NamedTuple):
     """A field that differs between a config and the one a checkpoint was made with."""
 
     field: str
-    then: Any
-    now: Any
+    then: object
+    now: object
 
     @property
     def fits(self) -> bool:

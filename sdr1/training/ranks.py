@@ -56,7 +56,7 @@ class Meeting:
     size: int
 
 
-def open_meeting(host: str, size: int, timeout: float) -> tuple[Meeting, Any]:
+def open_meeting(host: str, size: int, timeout: float) -> tuple[Meeting, dist.TCPStore]:
     """Rank 0's store on a free port of `host` and of no other address; it lives as long as the second value.
 
     torch would listen on all interfaces if it made the socket itself.
@@ -69,7 +69,9 @@ def open_meeting(host: str, size: int, timeout: float) -> tuple[Meeting, Any]:
     return Meeting(host, port, size), store
 
 
-def join(meeting: Meeting, rank: int, host: str, device: str, timeout: float, store: Any = None) -> Ranks:
+def join(
+    meeting: Meeting, rank: int, host: str, device: str, timeout: float, store: dist.TCPStore | None = None
+) -> Ranks:
     """Take part as `rank`; gloo on the CPU listens on `host` alone, NCCL on the interface that it finds.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,11 +23,13 @@ def world(monkeypatch):
             self.calls.wait()
             return self.lost
 
+        def actor(self, name):
+            return SimpleNamespace(has_process=lambda: name in self.placed)
+
     world = World()
     world.placed, world.lost = set(), []
     monkeypatch.setattr(module.ray, "wait", lambda *_, **__: ([], []))
     monkeypatch.setattr(module, "pause", lambda seconds: None)
-    monkeypatch.setattr(module, "has_process", lambda actor: actor in world.placed)
     monkeypatch.setattr(module.time, "monotonic", lambda: world.now)
     world.calls = Calls(30.0, 100.0)
     return world
@@ -42,7 +45,7 @@ def test_a_call_is_lost_after_its_timeout(world):
 
 
 def test_waiting_for_resources_has_no_end_and_a_start_then_has_its_whole_time(world):
-    world.calls.add("ref", print, world.lost.append, starting=("actor",))
+    world.calls.add("ref", print, world.lost.append, starting=[world.actor("actor")])
     for seconds in range(1000):
         assert not world.at(seconds)
     world.placed.add("actor")
@@ -56,7 +59,7 @@ def test_waiting_for_resources_has_no_end_and_a_start_then_has_its_whole_time(wo
 
 def test_a_rank_does_not_hang_while_another_waits_for_its_place(world):
     world.placed.add("first")
-    world.calls.add("ref", print, world.lost.append, starting=("first", "second"))
+    world.calls.add("ref", print, world.lost.append, starting=[world.actor("first"), world.actor("second")])
     for seconds in range(1000):
         assert not world.at(seconds)
 

@@ -15,9 +15,10 @@ from ray.core.generated import autoscaler_pb2
 
 from sdr1.base.errors import TrainingError, UserError
 from sdr1.config.workers import Elastic
+from sdr1.distributed.actor import Handle
 from sdr1.distributed.calls import Calls
 from sdr1.distributed.fleet import Fleet, _draining_nodes
-from sdr1.distributed.placement import Placement, has_process
+from sdr1.distributed.placement import Placement
 
 
 def stub(start_fails: bool = False, starts: Path | None = None, first_freezes: bool = False) -> type:
@@ -47,6 +48,14 @@ def stub(start_fails: bool = False, starts: Path | None = None, first_freezes: b
     return Stub
 
 
+class StubHandle(Handle):
+    def pid(self):
+        return self._actor.pid.remote()
+
+    def sleep(self, seconds):
+        return self._actor.sleep.remote(seconds)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -59,7 +68,7 @@ def cluster():
 def fleet_of(calls: Calls, size: Elastic, start_fails: bool = False, starts: Path | None = None) -> Fleet:
     return Fleet(
         "rollout workers",
-        Placement.on("cpu", 1, stub(start_fails, starts)),
+        Placement.on("cpu", 1, StubHandle, stub(start_fails, starts)),
         size,
         calls,
         lambda: None,
@@ -85,14 +94,14 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
     until(lambda: len(fleet.idle) == 2, calls, fleet)
 
     unheard = fleet.idle[0]
-    os.kill(ray.get(unheard.actor.pid.remote()), signal.SIGKILL)
+    os.kill(ray.get(unheard.actor.pid()), signal.SIGKILL)
     until(lambda: len(fleet.idle) == 2 and unheard not in fleet.idle, calls, fleet)
 
     worker = fleet.idle.popleft()
-    os.kill(ray.get(worker.actor.pid.remote()), signal.SIGKILL)
+    os.kill(ray.get(worker.actor.pid()), signal.SIGKILL)
     lost = []
     calls.add(
-        worker.actor.sleep.remote(0),
+        worker.actor.sleep(0),
         lost.append,
         lambda error: (lost.append(error), fleet.evict(worker, error)),
     )
@@ -100,10 +109,10 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
     assert isinstance(lost[0], ray.exceptions.RayError)
 
     frozen = fleet.idle.popleft()
-    os.kill(ray.get(frozen.actor.pid.remote()), signal.SIGSTOP)
+    os.kill(ray.get(frozen.actor.pid()), signal.SIGSTOP)
     short = Calls(2.0, 2.0)
     short.add(
-        frozen.actor.sleep.remote(0),
+        frozen.actor.sleep(0),
         lost.append,
         lambda error: (lost.append(error), fleet.evict(frozen, error)),
     )
@@ -111,7 +120,7 @@ def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
     until(lambda: len(fleet.idle) == 2, calls, fleet)
     assert frozen not in fleet.idle
     for each in list(fleet.idle):
-        ray.kill(each.actor)
+        each.actor.kill()
 
 
 def test_a_busy_worker_on_a_draining_node_finishes_and_then_ends(cluster, monkeypatch):
@@ -122,7 +131,7 @@ def test_a_busy_worker_on_a_draining_node_finishes_and_then_ends(cluster, monkey
     worker = fleet.idle.popleft()
     finished: list[float] = []
     calls.add(
-        worker.actor.sleep.remote(4),
+        worker.actor.sleep(4),
         lambda value: (finished.append(value), fleet.release(worker)),
         lambda error: fleet.evict(worker, error),
     )
@@ -133,15 +142,19 @@ def test_a_busy_worker_on_a_draining_node_finishes_and_then_ends(cluster, monkey
     until(lambda: finished and len(fleet.idle) == 1, calls, fleet)
     assert worker not in fleet.idle, "a successor took its place"
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(worker.actor.pid.remote(), timeout=30)
-    ray.kill(fleet.idle[0].actor)
+        ray.get(worker.actor.pid(), timeout=30)
+    fleet.idle[0].actor.kill()
 
 
 def test_waiting_says_what_is_missing(cluster, monkeypatch, caplog):
     monkeypatch.setattr("sdr1.distributed.placement.SAY_EVERY", 0.1)
     calls = Calls(1000.0, 1000.0)
     fleet = Fleet(
-        "rollout workers", Placement.on("cuda", 2, stub()), Elastic(min=1, max=1), calls, lambda: None
+        "rollout workers",
+        Placement.on("cuda", 2, StubHandle, stub()),
+        Elastic(min=1, max=1),
+        calls,
+        lambda: None,
     )
     until(lambda: caplog.messages, calls, fleet)
     assert (
@@ -156,16 +169,18 @@ def test_a_worker_that_freezes_in_its_start_is_replaced_and_one_without_a_place_
 ):
     calls = Calls(1000.0, 20.0)
     freezing = stub(starts=tmp_path / "starts", first_freezes=True)
-    fleet = Fleet("workers", Placement.on("cpu", 1, freezing), Elastic(min=1, max=1), calls, lambda: None)
+    fleet = Fleet(
+        "workers", Placement.on("cpu", 1, StubHandle, freezing), Elastic(min=1, max=1), calls, lambda: None
+    )
     (frozen,) = fleet._workers
-    waiting = ray.remote(num_cpus=1000)(stub()).remote()
+    waiting = Placement.on("cpu", 1000, StubHandle, stub())()
     until(lambda: len(fleet.idle) == 1, calls, fleet, 300)
     assert fleet.idle[0] is not frozen
     assert "one of the workers was lost (no answer for 20 s); it is replaced" in caplog.messages
-    assert has_process(fleet.idle[0].actor)
-    assert not has_process(waiting)
+    assert fleet.idle[0].actor.has_process()
+    assert not waiting.has_process()
     fleet.close()
-    ray.kill(waiting)
+    waiting.kill()
 
 
 def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):
@@ -186,7 +201,9 @@ def test_a_constructor_that_refuses_ends_the_run_at_its_first_word(cluster, tmp_
             raise UserError("reward.terms.mine: division by zero; mend the factory")
 
     calls = Calls(1000.0, 1000.0)
-    fleet = Fleet("workers", Placement.on("cpu", 1, Refuses), Elastic(min=1, max=1), calls, lambda: None)
+    fleet = Fleet(
+        "workers", Placement.on("cpu", 1, StubHandle, Refuses), Elastic(min=1, max=1), calls, lambda: None
+    )
     with pytest.raises(UserError, match=r"^reward.terms.mine: division by zero; mend the factory$"):
         until(lambda: False, calls, fleet, 120)
     assert starts.read_text() == "started\n"

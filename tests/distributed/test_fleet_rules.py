@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import ray
 
@@ -32,15 +30,18 @@ class Calls:
 def fleet(monkeypatch):
     """Three workers in service; an actor stands for its own answer."""
 
-    def place():
-        actor = type("Actor", (), {"killed": False})()
-        actor.node = SimpleNamespace(remote=lambda: actor)
-        return actor
+    class Actor:
+        killed = False
 
-    monkeypatch.setattr(module.ray, "kill", lambda actor: setattr(actor, "killed", True))
+        def node(self):
+            return self
+
+        def kill(self):
+            self.killed = True
+
     monkeypatch.setattr(module, "_draining_nodes", set)
     calls = Calls()
-    fleet = Fleet("workers", place, Elastic(min=1, max=3), calls, lambda: None)
+    fleet = Fleet("workers", Actor, Elastic(min=1, max=3), calls, lambda: None)
     for worker in list(fleet._workers):
         calls.answer(worker)
     return fleet
@@ -90,7 +91,7 @@ def test_a_worker_that_is_asked_while_its_node_drains_ends(fleet, monkeypatch):
 def refusing() -> ray.exceptions.RayActorError:
     return ray.exceptions.RayActorError(
         error_msg="The actor died because of an error raised in its creation task, ray::Stub.__init__()\n"
-        "Traceback (most recent call last):\nsdr1.errors.UserError: policy.model: no such folder",
+        "Traceback (most recent call last):\nsdr1.base.errors.UserError: policy.model: no such folder",
         actor_init_failed=True,
     )
 

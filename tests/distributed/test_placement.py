@@ -6,6 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from sdr1.distributed.actor import Handle
 from sdr1.distributed.placement import Placement, least_cpus
 
 
@@ -38,8 +39,8 @@ def test_a_head_without_work_gets_none(cluster):
     other = cluster(0)
     full = ray.remote(num_cpus=1)(Here).remote()
     assert ray.get(full.node.remote()) == other
-    worker = Placement(Here, (), least_cpus(), 0)()
-    answer = worker.node.remote()
+    worker = Placement(Handle, Here, (), least_cpus(), 0)()
+    answer = worker.node()
     # One that asks for nothing would have started by now.
     assert not ray.wait([answer], timeout=10)[0]
     ray.kill(full)

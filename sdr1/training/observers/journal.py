@@ -67,7 +67,7 @@ class Journal:
     ) -> None:
         if self._source is not None:
             self._came_in |= self._source.figures(iteration, executor)
-        if iteration == len(self.rows):
+        if iteration >= len(self.rows):
             self._write({"iteration": iteration, "time": time.time(), **metrics, **self._came_in})
             self._came_in = {}
         for each in self._subscribers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -55,7 +54,7 @@ class Progress:
         self._task = self._bar.add_task("", total=config.iterations, completed=self._start, status="starting")
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def accumulated(self, task: GroupTask) -> None:

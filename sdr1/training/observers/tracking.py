@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -23,7 +22,7 @@ from sdr1.config.training import Config
 from sdr1.models import pipeline_files
 from sdr1.training.checkpoint import TRACKER
 from sdr1.training.loop import Executor
-from sdr1.training.observers.journal import Journal
+from sdr1.training.observers.journal import Journal, Row
 
 _log = logging.getLogger("sdr1")
 _REFUSED = (400, 401, 403, 405, 422)
@@ -90,7 +89,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._thread.ident is None:
             if kind is not None and issubclass(kind, UserError):
                 # Refused before anything ran: there is nothing to remember.
@@ -138,7 +137,7 @@ class Tracker:
         self._whole = max(self._whole, iteration + 1)
         self._wake.set()
 
-    def finish(self, model: Path, summary: dict[str, Any]) -> None:
+    def finish(self, model: Path, summary: dict[str, object]) -> None:
         """Log what the run leaves: the diffusers pipeline under `model`, a LoRA adapter as a model, and the summary."""
         self._last = [
             lambda: self._mlflow.log_dict(summary, "summary.json"),
@@ -223,9 +222,9 @@ class Tracker:
         write_text(self._identity, json.dumps({"mlflow_run_id": run.info.run_id}) + "\n")
         return 0
 
-    def _send(self, row: dict[str, Any]) -> None:
+    def _send(self, row: Row) -> None:
         """Pictures first: a step whose metrics are there is complete."""
-        step = row["iteration"]
+        step = int(row["iteration"])
         for label in ("safe", "unsafe"):
             path = self._sample(step, label)
             if path.exists():
@@ -246,7 +245,7 @@ def _refusal(error: Exception) -> bool:
     )
 
 
-def _grid(images_NHWC: np.ndarray, caption: str) -> Any:
+def _grid(images_NHWC: np.ndarray, caption: str) -> Image.Image:
     """The images of a group in one row under their prompt."""
     scale = max(1, 96 // images_NHWC.shape[1])
     row = Image.fromarray(np.concatenate(list(images_NHWC), axis=1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import ray
+from torch.distributed import TCPStore
 
 from sdr1.base.process import prepare_process
 from sdr1.base.records import (
@@ -10,8 +12,8 @@ from sdr1.base.records import (
     GroupTask,
     LearnerState,
     Prompt,
-    Rollout,
     Scores,
+    Trajectory,
     UpdateReport,
     Weights,
 )
@@ -39,12 +41,12 @@ class RolloutActor(Actor):
         """Load published weights; the checksum of what is in place afterwards confirms them."""
         return self._policy.flat.load(weights.buffer)
 
-    def rollout(self, task: GroupTask) -> tuple[Rollout, float]:
-        """One group, and its busy seconds apart: all of it that the driver fetches."""
+    def rollout(self, task: GroupTask) -> tuple[Trajectory, np.ndarray, float]:
+        """One group: trajectory, images and busy seconds, of which each reader pulls its own."""
         made = self._policy.rollout(
             task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
         )
-        return made, made.seconds
+        return made.trajectory, made.images, made.seconds
 
 
 class RewardActor(Actor):
@@ -56,8 +58,8 @@ class RewardActor(Actor):
         prepare_process(config.run.threads)
         self._scorer = Scorer(config.reward)
 
-    def score(self, rollout: Rollout, prompt: Prompt) -> Scores:
-        return self._scorer.score(rollout.images, prompt)
+    def score(self, images: np.ndarray, prompt: Prompt) -> Scores:
+        return self._scorer.score(images, prompt)
 
 
 class LearnerActor(Actor):
@@ -74,7 +76,7 @@ class LearnerActor(Actor):
         self._groups_per_update = config.groups_per_update
         self._config = config
         self._learner = Learner(config)
-        self._store = None
+        self._store: TCPStore | None = None
         if state is not None:
             self._learner.restore(state)
 
@@ -90,11 +92,11 @@ class LearnerActor(Actor):
         options = self._config.learner.device, self._config.run.task_timeout, self._store
         self._learner.ranks = join(meeting, rank, host, *options)
 
-    def accumulate(self, task: GroupTask, rollout: Rollout, scores: Scores) -> GroupReport | None:
+    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
         """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
         if task.group % self._groups_per_update != self._learner.accumulated:
             return None
-        return self._learner.accumulate(task, rollout.trajectory, scores)
+        return self._learner.accumulate(task, trajectory, scores)
 
     def step(self) -> UpdateReport:
         return self._learner.step()

@@ -10,26 +10,27 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import ray
-from ray import ObjectRef
 
 from sdr1.base.errors import LearnerLost, TrainingError
 from sdr1.base.process import pause
 from sdr1.base.records import GroupReport, GroupTask, LearnerState, Scores, UpdateReport, Usage, Weights
 from sdr1.config.training import Config
 from sdr1.config.workers import bounds
+from sdr1.distributed.actor import Ref, T
 from sdr1.distributed.calls import Calls, check_losses, first_line, get, is_lost_object, raised_on_purpose
 from sdr1.distributed.fleet import Fleet, Worker, backoff
-from sdr1.distributed.placement import Placement, Waiting, least_cpus
+from sdr1.distributed.placement import H, Placement, Waiting, least_cpus
 from sdr1.training.checkpoint import newest
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.training.on_ray.gang import Gang
+from sdr1.training.on_ray.handles import LearnerHandle, Made, RewardHandle, RolloutHandle
 
 MAX_LEARNER_DEATHS = 6
 """Losses of the learner in a row, without one update between them, that stop the run."""
@@ -37,7 +38,7 @@ _log = logging.getLogger("sdr1")
 
 
 class State(Enum):
-    """What became of a group so far; it goes back to WAITING whenever its rollout is lost."""
+    """What became of a group so far; it goes back to WAITING whenever what was made of it is lost."""
 
     WAITING = auto()
     ROLLING_OUT = auto()
@@ -57,22 +58,25 @@ class Group:
 
     task: GroupTask
     state: State = State.WAITING
-    rollout: ObjectRef | None = None
-    scores: ObjectRef | None = None
-    report: Ended | None = None
-    """The learner's answer to it."""
+    made: Made | None = None
+    scores: Ref[Scores] | None = None
     losses: int = 0
 
 
 class Published(NamedTuple):
     """A version of the weights."""
 
-    weights: ObjectRef
+    weights: Ref[Weights]
     checksum: int
 
 
-Ended = list[tuple[list[Any], Exception | None]]
-"""A call of the learner's ranks: empty while it is under way, then the values of all ranks, or the first error."""
+@dataclass(eq=False)
+class Answer(Generic[T]):
+    """Of the learner's ranks to a call: the values of all of them, or the first error, once it has ended."""
+
+    values: list[T] = field(default_factory=list)
+    error: Exception | None = None
+    ended: bool = False
 
 
 class Roles(NamedTuple):
@@ -90,38 +94,32 @@ class RayExecutor:
     """Keeps every rollout worker busy; a worker gets work only for a weights version that it has confirmed."""
 
     def __init__(self, config: Config, state: LearnerState | None = None, roles: Roles = ROLES) -> None:
-        self._config, self._roles = config, roles
+        self._config = config
         self._calls = Calls(config.run.task_timeout, config.run.start_timeout)
-        self._snapshots: deque[ObjectRef] = deque(maxlen=2)
+        self._snapshots: deque[Ref[LearnerState]] = deque(maxlen=2)
         self._learner_deaths = 0
-        self._place_learner = self._placement("learner", config.run.threads)
+        threads, workers = config.run.threads, config.rollout.workers
+        self._place_learner = self._placement(LearnerHandle, roles.learner, config.learner.device, threads)
         self._waiting = Waiting("the learner", self._place_learner)
         self._start_learner(state)
         # Scoring is a hundredth of a group's work; a whole core for it would starve the other roles.
-        self._rewards = Fleet(
-            "reward workers",
-            self._placement("reward", least_cpus()),
-            bounds(config.reward.workers),
-            self._calls,
-            self._dispatch_scores,
-        )
-        self._rollouts = Fleet(
-            "rollout workers",
-            self._placement("rollout", config.run.threads),
-            bounds(config.rollout.workers),
-            self._calls,
-            self._dispatch,
-        )
+        place = self._placement(RewardHandle, roles.reward, config.reward.device, least_cpus())
+        size = bounds(config.reward.workers)
+        self._rewards = Fleet("reward workers", place, size, self._calls, self._dispatch_scores)
+        sampler = self._placement(RolloutHandle, roles.rollout, config.rollout.device, threads)
+        self._rollouts = Fleet("rollout workers", sampler, bounds(workers), self._calls, self._dispatch)
         self._versions: dict[int, Published] = {}
         self._groups: dict[GroupTask, Group] = {}
         """Of the iterations under way and the latest one, in the order in which the learner takes them."""
-        self._minibatch: list[Group] = []
-        """What was handed to the learner since its last step."""
+        self._handed: list[tuple[Group, Answer[GroupReport | None]]] = []
+        """With the learner, in order."""
+        self._reports: list[GroupReport] = []
+        """Of its groups since its last step."""
         self._seconds = [0.0, 0.0]
 
     def publish(self, version: int) -> None:
-        weights, checksum = self._learner.first.publish.options(num_returns=2).remote(version)
-        found = self._learned([checksum, *[rank.checksum.remote() for rank in self._learner.others]])
+        weights, checksum = self._learner.first.publish(version)
+        found = self._learned([checksum, *[rank.checksum() for rank in self._learner.others]])
         if len(set(found)) > 1:
             raise TrainingError(
                 f"learner ranks hold different weights after update {version}: they drifted apart"
@@ -138,43 +136,48 @@ class RayExecutor:
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        group = self._groups[task]
-        self._minibatch.append(group)
-        self._hand(group)
+        self._hand(self._groups[task])
         # One waits at the learner while it works on another: it never waits for the driver.
         self._settle(2)
 
     def _hand(self, group: Group) -> None:
         while group.state is not State.SCORED:
             self._wait()
-        refs = self._learner.call("accumulate", group.task, group.rollout, group.scores)
-        group.state, group.report = State.HANDED, self._learner_call(refs)
+        made, scores = group.made, group.scores
+        assert made is not None
+        assert scores is not None
+        refs = self._learner.call(lambda rank: rank.accumulate(group.task, made.trajectory, scores))
+        group.state = State.HANDED
+        self._handed.append((group, self._learner_call(refs)))
 
     def _settle(self, most: int) -> None:
         """Wait until at most so many groups are with the learner.
 
         When a group's objects were lost on their way, the learner refuses those behind it, and all are handed again.
         """
-        while len(handed := [each for each in self._minibatch if each.state is State.HANDED]) > most:
-            first, *behind = handed
+        while len(self._handed) > most:
+            (first, answer), *behind = self._handed
             try:
-                self._await(first.report)
+                report = self._await(answer)[0]
             except ray.exceptions.ObjectLostError as error:
-                for group in behind:
+                for group, refused in behind:
                     with suppress(ray.exceptions.ObjectLostError):
-                        self._await(group.report)
+                        self._await(refused)
                     group.state = State.SCORED
                 self._make_again(first, error)
-                for group in handed:
+                self._handed = []
+                for group in (first, *(group for group, _ in behind)):
                     self._hand(group)
             else:
+                assert report is not None, "nothing before it was lost"
                 first.state = State.DONE
+                self._reports.append(report)
+                del self._handed[0]
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         self._settle(0)
-        reports = [self._await(group.report)[0] for group in self._minibatch]
-        self._minibatch = []
-        update = self._learned(self._learner.call("step"))[0]
+        reports, self._reports = self._reports, []
+        update = self._learned(self._learner.call(LearnerHandle.step))[0]
         self._learner_deaths = 0
         return reports, update
 
@@ -184,10 +187,10 @@ class RayExecutor:
 
     def images(self, task: GroupTask) -> np.ndarray | None:
         group = self._groups.get(task)
-        if group is None or group.rollout is None:
+        if group is None or group.made is None:
             return None
         try:
-            return ray.get(group.rollout, timeout=self._config.run.task_timeout).images
+            return ray.get(group.made.images, timeout=self._config.run.task_timeout)
         except ray.exceptions.RayError:
             # Only pictures to look at: the group was learned from before its node went away.
             return None
@@ -196,13 +199,13 @@ class RayExecutor:
         return self._learned([self._versions[max(self._versions)].weights])[0]
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
-        ref = self._learner.first.state.remote(iteration)
+        ref = self._learner.first.state(iteration)
         self._snapshots.append(ref)
         return partial(get, ref)
 
     def recover(self, reason: str) -> int:
         self._learner.kill()
-        self._versions, self._groups, self._minibatch = {}, {}, []
+        self._versions, self._groups, self._handed, self._reports = {}, {}, [], []
         state = self._last_state()
         iteration = state.iteration if state else 0
         _log.warning("the learner was lost (%s); it goes on from iteration %d", reason, iteration)
@@ -220,10 +223,9 @@ class RayExecutor:
         checkpoint = newest(self._config.run.directory)
         return checkpoint.state if checkpoint else None
 
-    def _placement(self, role: str, cpus: float) -> Placement:
-        device = getattr(self._config, role).device
+    def _placement(self, handle: Callable[[Any], H], role: type, device: str, cpus: float) -> Placement[H]:
         gpus = self._config.gpu_share if device.startswith("cuda") else 0
-        return Placement(getattr(self._roles, role), (self._config,), cpus, gpus)
+        return Placement(handle, role, (self._config,), cpus, gpus)
 
     def _start_learner(self, state: LearnerState | None) -> None:
         # One copy for all ranks of a node.
@@ -231,31 +233,29 @@ class RayExecutor:
         self._learner = Gang(partial(self._place_learner, shared), self._config.learner.ranks)
         self._learner_started = False
 
-    def _learned(self, refs: list[ObjectRef]) -> list[Any]:
+    def _learned(self, refs: list[Ref[T]]) -> list[T]:
         """What a call of the learner's ranks returns."""
         return self._await(self._learner_call(refs))
 
-    def _learner_call(self, refs: list[ObjectRef]) -> Ended:
-        """A list that gets the values of all ranks, or the first error, when the call ends."""
-        ended: Ended = []
-        values: dict[ObjectRef, Any] = {}
-        awaited = refs if self._learner_started else refs + self._learner.joined
+    def _learner_call(self, refs: list[Ref[T]]) -> Answer[T]:
+        answer, values = Answer[T](), dict[Ref[Any], Any]()
+        awaited: list[Ref[Any]] = [*refs, *([] if self._learner_started else self._learner.joined)]
 
-        def answered(ref: ObjectRef, value: Any) -> None:
+        def answered(ref: Ref[Any], value: object) -> None:
             values[ref] = value
-            if len(values) == len(awaited):
-                ended.append(([values[ref] for ref in refs], None))
+            if len(values) == len(awaited) and not answer.ended:
+                answer.values, answer.ended = [values[ref] for ref in refs], True
 
+        def lost(error: Exception) -> None:
+            if not answer.ended:
+                answer.error, answer.ended = error, True
+
+        starting = () if self._learner_started else self._learner.ranks
         for ref in awaited:
-            self._calls.add(
-                ref,
-                partial(answered, ref),
-                lambda error: ended.append(([], error)),
-                starting=() if self._learner_started else self._learner.actors,
-            )
-        return ended
+            self._calls.add(ref, partial(answered, ref), lost, starting=starting)
+        return answer
 
-    def _await(self, ended: Ended | None) -> list[Any]:
+    def _await(self, answer: Answer[T]) -> list[T]:
         """Wait for the learner while everything else goes on.
 
         Raises:
@@ -263,13 +263,12 @@ class RayExecutor:
             ObjectLostError: an argument was gone; the call was not made.
             UserError: its constructor said so; another one would say the same.
         """
-        assert ended is not None
-        while not ended:
+        while not answer.ended:
             self._wait()
-        values, error = ended[0]
+        error = answer.error
         if error is None:
             self._learner_started = True
-            return values
+            return answer.values
         # Of several ranks one may have got the argument that another could not.
         if is_lost_object(error) and self._config.learner.ranks == 1:
             raise error
@@ -309,12 +308,14 @@ class RayExecutor:
                 continue
             idle.remove(worker)
             group.state = State.ROLLING_OUT
-            group.rollout, seconds = worker.actor.rollout.options(num_returns=2).remote(group.task)
+            group.made = worker.actor.rollout(group.task)
             self._calls.add(
-                seconds, partial(self._rolled_out, group, worker), partial(self._rollout_lost, group, worker)
+                group.made.seconds,
+                partial(self._rolled_out, group, worker),
+                partial(self._rollout_lost, group, worker),
             )
 
-    def _load(self, worker: Worker, version: int, published: Published) -> None:
+    def _load(self, worker: Worker[RolloutHandle], version: int, published: Published) -> None:
         def confirmed(found: int) -> None:
             if found != published.checksum:
                 raise TrainingError(
@@ -333,37 +334,38 @@ class RayExecutor:
                 raise self._learner_lost(f"weights version {version} are gone with their node")
             self._dispatch()
 
-        self._calls.add(worker.actor.load.remote(published.weights), confirmed, lost)
+        self._calls.add(worker.actor.load(published.weights), confirmed, lost)
 
-    def _rolled_out(self, group: Group, worker: Worker, seconds: float) -> None:
+    def _rolled_out(self, group: Group, worker: Worker[RolloutHandle], seconds: float) -> None:
         self._seconds[0] += seconds
         self._rollouts.release(worker)
         group.state = State.MADE
         self._dispatch_scores()
         self._dispatch()
 
-    def _rollout_lost(self, group: Group, worker: Worker, error: Exception) -> None:
+    def _rollout_lost(self, group: Group, worker: Worker[RolloutHandle], error: Exception) -> None:
         self._rollouts.evict(worker, error)
         self._make_again(group, error)
 
     def _dispatch_scores(self) -> None:
         while self._rewards.idle and (group := self._first(State.MADE)):
+            assert group.made is not None
             worker = self._rewards.idle.popleft()
             group.state = State.SCORING
-            scores = worker.actor.score.remote(group.rollout, group.task.prompt)
+            scores = worker.actor.score(group.made.images, group.task.prompt)
             self._calls.add(
                 scores,
                 partial(self._score, group, worker, scores),
                 partial(self._score_lost, group, worker),
             )
 
-    def _score(self, group: Group, worker: Worker, ref: ObjectRef, scores: Scores) -> None:
+    def _score(self, group: Group, worker: Worker[RewardHandle], ref: Ref[Scores], scores: Scores) -> None:
         self._seconds[1] += scores.seconds
         self._rewards.release(worker)
         group.state, group.scores = State.SCORED, ref
         self._dispatch_scores()
 
-    def _score_lost(self, group: Group, worker: Worker, error: Exception) -> None:
+    def _score_lost(self, group: Group, worker: Worker[RewardHandle], error: Exception) -> None:
         if is_lost_object(error):
             self._rewards.release(worker)
             self._make_again(group, error)

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.suite.schedule import stubs
-from sdr1.base.records import Prompt, Rollout, Trajectory
+from sdr1.base.records import Prompt, Trajectory
 from sdr1.config.training import validate
 from sdr1.distributed.calls import MAX_REMAKES
 from sdr1.models.flat import sha256
@@ -80,7 +80,7 @@ def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
         def rollout(self, task):
             # Too big to travel inside the answer: it stays in its node's store.
             nothing = np.zeros(1)
-            return Rollout(Trajectory(np.zeros(10**6), nothing, nothing, None), nothing, 0.01), 0.01
+            return Trajectory(np.zeros(10**6), nothing, nothing, None), nothing, 0.01
 
     # More workers than times that a group may be lost: none of the dead ones may count against it.
     workers = MAX_REMAKES + 2
@@ -89,7 +89,7 @@ def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
     other = ray.remote(num_cpus=1)(Sampler).remote()
     ray.get(other.node.remote())
     executor = RayExecutor(config, roles=roles_of(Sampler))
-    ray.get(executor._learner.first.node.remote())
+    ray.get(executor._learner.first.node())
     nodes = [cluster.add_node(num_cpus=workers)]
     lost = []
 

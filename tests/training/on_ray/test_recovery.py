@@ -68,11 +68,11 @@ def roles_of(rollout: type | None = None) -> Roles:
             super().__init__(config, state)
             self.order = list(state.variances["order"]) if state else []
 
-        def accumulate(self, task, rollout, scores):
+        def accumulate(self, task, trajectory, scores):
             if task.group != len(self.order) % GROUPS:
                 return None
             self.order.append((task.iteration, task.group))
-            return super().accumulate(task, rollout, scores)
+            return super().accumulate(task, trajectory, scores)
 
         def state(self, iteration):
             weights = (Weights(iteration, np.zeros(8, np.uint8), 0),)
@@ -128,7 +128,7 @@ def run_with(executor: RayExecutor, config, strike=None, at: tuple[int, int] = (
     """What was observed, and the order in which the learner took the groups."""
     record = Record(*at, lambda: strike(executor) if strike else None)
     loop.run(config, PromptStream([[Prompt("a red circle", "safe")]], config), executor, [record])
-    order = ray.get(executor._learner.first.state.remote(config.iterations)).variances["order"]
+    order = ray.get(executor._learner.first.state(config.iterations)).variances["order"]
     return record, order
 
 
@@ -147,7 +147,7 @@ def test_groups_lost_on_their_way_to_the_learner_are_made_again_in_order(tmp_pat
         group = group_of(executor, 1, 2)
         while group.state is not State.SCORED:
             executor._wait()
-        group.rollout = gone()
+        group.made = group.made._replace(trajectory=gone())
         hit.append(group)
 
     record, order = run(tmp_path, roles_of(), strike)
@@ -168,7 +168,7 @@ def test_weights_that_are_gone_are_published_again(tmp_path):
         ((version, published),) = executor._versions.items()
         executor._versions[version] = Published(gone(), published.checksum)
         for worker in list(executor._rollouts._workers):
-            ray.kill(worker.actor)
+            worker.actor.kill()
 
     record, order = run(tmp_path, roles_of(), strike, at=(1, 0))
     assert order == EVERYTHING
