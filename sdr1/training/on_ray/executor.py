@@ -238,7 +238,8 @@ class RayExecutor:
         return self._await(self._learner_call(refs))
 
     def _learner_call(self, refs: list[Ref[T]]) -> Answer[T]:
-        answer, values = Answer[T](), dict[Ref[Any], Any]()
+        answer: Answer[T] = Answer()
+        values: dict[Ref[Any], Any] = {}
         awaited: list[Ref[Any]] = [*refs, *([] if self._learner_started else self._learner.joined)]
 
         def answered(ref: Ref[Any], value: object) -> None:
