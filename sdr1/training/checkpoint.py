@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, file_sha256, partial, sync, write_text
 from sdr1.base.plain_data import peek, read_json
-from sdr1.base.records import LearnerState, Moments, Weights
+from sdr1.base.records import Label, LearnerState, Moments, Weights
 from sdr1.config.training import Config
 from sdr1.models import flat
 
@@ -115,7 +115,9 @@ def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
         Weights(version, buffers[version], flat.checksum(buffers[version])) for version in sorted(buffers)
     )
     moments = Moments(*(tensors[name] for name in Moments._fields)) if facts.updates else None
-    variances = {None if label == "None" else label: values for label, values in facts.variances.items()}
+    variances: dict[Label | None, tuple[float, ...]] = {
+        None if label == "None" else label: values for label, values in facts.variances.items()
+    }
     return LearnerState(facts.updates, weights, moments, variances)
 
 

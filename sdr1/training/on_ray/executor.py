@@ -251,7 +251,7 @@ class RayExecutor:
             if not answer.ended:
                 answer.error, answer.ended = error, True
 
-        starting = () if self._learner_started else self._learner.ranks
+        starting: Sequence[LearnerHandle] = () if self._learner_started else self._learner.ranks
         for ref in awaited:
             self._calls.add(ref, partial(answered, ref), lost, starting=starting)
         return answer
