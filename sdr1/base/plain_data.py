@@ -205,7 +205,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             rows |= flatten(value, f"{prefix}{key}.")
         else:
-            rows[prefix + key] = value
+            rows[f"{prefix}{key}"] = value
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from sdr1.base.errors import Terminated, TrainingError, UserError
+from sdr1.base.extras import missing
 from sdr1.cli import config, prompts, sandbox
 from sdr1.cli.evaluation import evaluate, judge, report
 from sdr1.cli.training import export, plan, sample, train
@@ -64,6 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 143
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        told = missing(error.name or "", "sdr1")
+        if told is None:
+            raise
+        return _fail(str(told), 2)
     except OSError as error:
         place = error.filename2 or error.filename or "disk"
         if error.errno not in _MENDABLE or (place == "disk" and error.errno not in _FULL):

@@ -13,14 +13,16 @@ app = typer.Typer(no_args_is_help=True, help="Look at a config before it runs.")
 
 @app.command("show")
 def show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print the resolved config as YAML, every field with its meaning; it can be saved and run.
+    """Print the resolved config as YAML, every field with its meaning and where its value comes from.
+
+    That is a default, a file of the chain that CONFIG extends, or an override. What is printed can be saved and run.
 
     Example: `sdr1 config show configs/sandbox.yaml rollout.group_size=24`
     """
-    from sdr1.config.files import load
+    from sdr1.config.files import load_with_sources
     from sdr1.config.text import annotated_yaml
 
-    print(annotated_yaml(load(config, overrides or ())), end="")
+    print(annotated_yaml(*load_with_sources(config, overrides or ())), end="")
 
 
 @app.command("check")
@@ -44,6 +46,6 @@ def schema() -> None:
 
     Example: `sdr1 config schema > sdr1.schema.json`
     """
-    from sdr1.config.training import Config
+    from sdr1.config import files
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    print(json.dumps(files.schema(), indent=2))

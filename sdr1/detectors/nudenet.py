@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdr1.base.errors import UserError, reason
+from sdr1.base.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +89,7 @@ def weights(field: str, path: Path | None) -> Path:
     Raises:
         UserError: there is no such file.
     """
+    require("nudenet", field)
     import nudenet
 
     found = path or Path(nudenet.__file__).with_name("320n.onnx")

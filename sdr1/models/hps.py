@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms import v2
 
 from sdr1.base.errors import UserError
+from sdr1.base.extras import require
 
 ARCHITECTURE = "ViT-H-14"
 _REPOSITORY = "xswu/HPSv2"
@@ -25,6 +26,7 @@ def fetch(model: str, field: str) -> Path:
 
     from huggingface_hub import hf_hub_download
 
+    require("hpsv2", f"{field}.model: {model!r} without {field}.checkpoint")
     with warnings.catch_warnings():
         # A library that hpsv2 imports has slips in its source: nothing that a user could mend.
         warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError, reason
+from sdr1.base.extras import require
 from sdr1.base.plain_data import parse_json, shown
 
 HUB = "hub:"
@@ -264,10 +265,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 def _hub(path: str, place: str) -> _Table:
     name, _, split = path.removeprefix(HUB).partition(":")
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError(f"{place}: needs the datasets package; pip install 'sdr1[hub]'") from error
+    require("datasets", place)
+    from datasets import load_dataset
+
     try:
         found = load_dataset(name, split=split or "train")
         return list(found.column_names), [(f"{place} row {n}", cells) for n, cells in enumerate(found)]

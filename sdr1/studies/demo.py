@@ -20,7 +20,7 @@ from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_tex
 from sdr1.base.plain_data import flatten
 from sdr1.base.process import prepare_process
 from sdr1.base.section import SANDBOX
-from sdr1.config.files import load
+from sdr1.config.files import PRESETS, load
 from sdr1.config.training import Config
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import things
@@ -39,8 +39,7 @@ from sdr1.training.differences import differences
 from sdr1.training.observers.tracking import attach, local_store
 from sdr1.training.run import check, train
 
-_PACKAGED = Path(__file__).with_name("preset.yaml")
-PRESET = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[2] / "configs" / "sandbox.yaml"
+PRESET = PRESETS / "sandbox.yaml"
 """The demo's config: a wheel carries a copy of the checkout's."""
 _MARKER = "demo.json"
 """The file by which sdr1 knows a demo's folder."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdr1.base.errors import Terminated, UserError
+from sdr1.base.extras import require
 from sdr1.base.files import disk_errors, full_disk_explained, partial, write_text
 from sdr1.base.plain_data import peek
 from sdr1.base.process import prepare_process, require_device, stop_requested
@@ -131,6 +132,8 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
     """
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
+    if config.tracking.enabled:
+        require("mlflow", "tracking.enabled: true")
     keeping.check(config)
     stream = prompts.load(config)
     check_policy(config.policy)

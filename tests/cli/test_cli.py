@@ -204,7 +204,9 @@ def test_check_prints_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_schema_is_the_configs_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "schema"]) == 0
-    assert json.loads(capsys.readouterr().out) == Config.model_json_schema()
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"].pop("extends")["type"] == "string"
+    assert schema == Config.model_json_schema()
 
 
 BAD = {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from sdr1.base.plain_data import flatten
 from sdr1.base.records import GroupTask, Prompt
@@ -26,27 +28,51 @@ def test_every_preset_is_valid(path):
     load(path)
 
 
-def heading(path):
-    return path.read_text().split("seed:")[0].replace("\n# ", " ")
+def heading(path: Path) -> str:
+    """The comment at the top of a preset, as one line."""
+    return " ".join(
+        line.removeprefix("# ") for line in itertools.takewhile(_is_comment, path.read_text().splitlines())
+    )
 
 
-LIKE_MAIN = [
-    path for path in sorted(CONFIGS.glob("*.yaml")) if "all is as in sd14-main" in heading(path).lower()
-]
+def _is_comment(line: str) -> bool:
+    return line.startswith("#")
 
 
-@pytest.mark.parametrize("path", LIKE_MAIN, ids=lambda path: path.stem)
-def test_a_heading_names_every_field_that_differs_from_main(path):
-    main, own = (flatten(load(each).model_dump(mode="json")) for each in (CONFIGS / "sd14-main.yaml", path))
-    fields = main.keys() | own.keys()
-    other = {field for field in fields if main.get(field) != own.get(field)} - {"run.directory"}
-    for field in other:
-        assert ("reward.terms" if field.startswith("reward.terms.") else field) in heading(path), field
+def differing(one: Path, other: Path) -> set[str]:
+    """Dotted keys whose values differ, but for the folder that each preset has of its own."""
+    values = [flatten(load(path).model_dump(mode="json")) for path in (one, other)]
+    fields = values[0].keys() | values[1].keys()
+    return {field for field in fields if values[0].get(field) != values[1].get(field)} - {"run.directory"}
+
+
+OVERLAYS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "extends" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_a_heading_names_exactly_what_differs_from_its_model(path: Path) -> None:
+    claim = re.search(r"As (\S+\.yaml)(?: but for ([a-z0-9_., ]+))?[.:](?: |$)", heading(path))
+    assert claim, "says `As MODEL.yaml but for KEY, KEY.`"
+    model, listed = CONFIGS / claim[1], set((claim[2] or "").split(", ")) - {""}
+    found = differing(path, model)
+    # A section may stand for its fields.
+    assert {next((k for k in listed if f"{field}.".startswith(f"{k}.")), field) for field in found} == listed
+    assert load(path).run.directory == Path("outputs") / path.stem
     load(path, re.findall(r"\S+=\S+", heading(path)))
 
 
-def test_the_ablations_are_like_main():
-    assert {path.stem for path in CONFIGS.glob("ablation-*.yaml")} < {path.stem for path in LIKE_MAIN}
+def test_every_stable_diffusion_preset_is_an_overlay_of_the_main_one() -> None:
+    overlays = {path.stem for path in OVERLAYS}
+    assert {path.stem for path in CONFIGS.glob("*.yaml") if "sandbox" not in path.stem} - overlays == {
+        "sd14-main"
+    }
+    for path in OVERLAYS:
+        assert "As sd14-main.yaml" in heading(path) or "sd14" not in load(path).policy.model
+
+
+def test_the_ablations_differ_in_the_reward_alone() -> None:
+    for one, other in itertools.combinations(sorted(CONFIGS.glob("ablation-*.yaml")), 2):
+        assert all(field.startswith("reward.") for field in differing(one, other)), (one, other)
 
 
 def test_reference_quirks_as_the_comments_say():

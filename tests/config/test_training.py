@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +50,6 @@ def test_show_survives_the_rarer_kinds_of_values(tmp_path: Path) -> None:
     }
     config = validate(values)
     assert load(write(tmp_path, annotated_yaml(config))) == config
-
-
-def test_overrides_win_over_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "seed: 3\nlearner: {learning_rate: 1.0e-3, clip_range: 0.2}\n")
-    config = load(path, ["learner.learning_rate=2e-5", "policy.noise_window=[0,4]", "policy.steps=8"])
-    assert (config.seed, config.learner.clip_range) == (3, 0.2)
-    assert config.learner.learning_rate == 2e-5
-    assert config.policy.window == range(0, 4)
-    assert load(path, ["policy.noise_window=null"]).policy.noise_window is None
 
 
 def test_window_defaults_to_all_steps_but_the_last() -> None:
@@ -189,25 +179,6 @@ def test_a_mistake_is_one_line_with_field_value_and_fix(
     assert "\n" not in message
     for part in parts:
         assert part in message
-
-
-def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.yaml")
-    for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml"):
-        with pytest.raises(UserError, match="CONFIG: no file"):
-            load(path)
-
-
-def test_a_file_that_is_no_text_or_too_large(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_bytes(b"seed: \xff")
-    with pytest.raises(UserError, match="not UTF-8 at byte 6"):
-        load(tmp_path / "config.yaml")
-    with pytest.raises(UserError, match="larger than"):
-        load(write(tmp_path, "#" * 2**21))
-
-
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "")) == Config()
 
 
 def test_a_second_mistake_is_counted(tmp_path: Path) -> None:

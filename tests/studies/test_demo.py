@@ -17,7 +17,6 @@ from PIL import Image
 from sdr1 import cli
 from sdr1.base.errors import Terminated
 from sdr1.base.records import LearnerState, Weights
-from sdr1.config.files import load
 from sdr1.config.training import Config
 from sdr1.evaluation.sandbox_rows import DEPLOYED
 from sdr1.sandbox.captions import TASKS
@@ -279,11 +278,6 @@ def test_a_demo_that_is_stopped_names_no_option_it_lacks(tmp_path, monkeypatch, 
     said = capsys.readouterr().err
     assert "the same command goes on" in said
     assert "--resume" not in said
-
-
-def test_the_preset_is_the_sandboxs_config():
-    checkout = Path(__file__).parents[2] / "configs" / "sandbox.yaml"
-    assert load(demo.PRESET) == load(checkout)
 
 
 def test_both_models_are_judged_in_processes_of_their_own(monkeypatch: pytest.MonkeyPatch):
