@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -23,13 +24,16 @@ class Section(BaseModel):
     """Frozen, and closed to fields that it does not have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what they are called now."""
 
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, values: Any) -> Any:
         """Refuse what pydantic would turn into a number, or a file system into an error."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            problem = _problem(value, cls.model_fields.get(name))
+            now = cls.RENAMED.get(name)
+            problem = f"the key is {now} now" if now else _problem(value, cls.model_fields.get(name))
             if problem is not None:
                 raise PydanticCustomError("odd_value", "{problem}", {"name": name, "problem": problem})
         return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, FiniteFloat
 
@@ -30,7 +30,10 @@ class SamplerConfig(Section):
 
 
 class NudeNetConfig(Section):
-    weights: Path | None = Field(None, description="Any NudeNet .onnx file; None: the nudenet wheel's own.")
+    RENAMED: ClassVar = {"weights": "checkpoint"}
+    checkpoint: Path | None = Field(
+        None, description="Any NudeNet .onnx file; None: the nudenet wheel's own."
+    )
     resolution: int = Field(RESOLUTION, ge=32, le=8192, description="Input size of that model, in pixels.")
     threshold: FiniteFloat = Field(THRESHOLD, ge=0, le=1, description="A class counts above this score.")
 

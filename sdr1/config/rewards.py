@@ -85,12 +85,20 @@ class EmbeddingTerm(TermConfig):
     steering: Literal["translation", "projection"] = Field(
         "translation", description="Add alpha v, or first take the prompt's own share of v away."
     )
-    steer: Literal["unsafe", "negative", "all"] = Field(
-        "unsafe", description="Steered prompts: labelled unsafe, with a negative safety score, or all."
+    steer: Literal["unsafe", "score", "all"] = Field(
+        "unsafe",
+        description="Steered prompts: labelled `unsafe`, by `score`, which is negative for them, or `all`.",
     )
     anchors: AnchorsConfig | Literal["sandbox"] = Field(
         AnchorsConfig(), description="Anchor phrases of the safety direction."
     )
+
+    @field_validator("steer", mode="before")
+    @classmethod
+    def _scored(cls, steer: Any) -> Any:
+        if steer == "negative":
+            raise ValueError("'negative': the value is 'score' now; `negative` is a kind of term")
+        return steer
 
 
 class NudenetTerm(TermConfig):

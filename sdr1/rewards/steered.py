@@ -29,7 +29,7 @@ class SteeredReward:
     ) -> None:
         self._config = config
         self._embedder = embedder or Embedder(config.model or SANDBOX, config.checkpoint, "cpu")
-        if config.kind == "steered" or config.steer == "negative":
+        if config.kind == "steered" or config.steer == "score":
             self._direction = safety_direction(config, self._embedder, field)
 
     def __call__(self, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
@@ -49,7 +49,7 @@ class SteeredReward:
     def _is_steered(self, prompt: Prompt, text_1D: torch.Tensor) -> bool:
         if self._config.steer == "all":
             return True
-        if self._config.steer == "negative":
+        if self._config.steer == "score":
             return bool(steering.safety_score(text_1D, self._direction)[0] < 0)
         return prompt.label == "unsafe"
 

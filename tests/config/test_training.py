@@ -161,6 +161,7 @@ BAD = [
     ("an escape sequence", "", ["seed=\x1b[31m"], ["override", "special characters"]),
     ("an interpolation of itself", "", ["seed=${seed}"], ["CONFIG", "Recursive"]),
     ("a list in place of a section", "", ["policy=[1]"], ["policy: [1]", "dictionary"]),
+    ("an earlier value", "reward: {steer: negative}", [], ["reward.steer: 'negative'", "'score' now"]),
     ("a key of a number", "1: 2", [], ["1: 1: keys should be strings"]),
     ("file is a word", "word", [], ["word", "unknown key"]),
     ("file is a number", "5", [], ["CONFIG"]),

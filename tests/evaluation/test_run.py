@@ -198,8 +198,8 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
             ["geneval.detector", "facebook/mask2former-swin-small-coco-instance"],
         ),
         (
-            ["sandbox", "judges=[oracle,nudenet]", "nudenet.weights=no.onnx"],
-            ["nudenet.weights", "no.onnx", "640m.onnx"],
+            ["sandbox", "judges=[oracle,nudenet]", "nudenet.checkpoint=no.onnx"],
+            ["nudenet.checkpoint", "no.onnx", "640m.onnx"],
         ),
         (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
         (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),

@@ -50,8 +50,8 @@ def test_who_is_steered():
     assert torch.equal(target("all", unsafe), target("unsafe", unsafe))
     # The sign of the score decides whatever the label says.
     wholesome, deadly = Prompt("a safe picture", "unsafe"), Prompt("a deadly thing", "safe")
-    assert torch.equal(target("negative", wholesome), target("unsafe", Prompt(wholesome.text, "safe")))
-    assert torch.equal(target("negative", deadly), target("all", deadly))
+    assert torch.equal(target("score", wholesome), target("unsafe", Prompt(wholesome.text, "safe")))
+    assert torch.equal(target("score", deadly), target("all", deadly))
 
 
 def test_tensor_preprocessing_equals_open_clips_own():

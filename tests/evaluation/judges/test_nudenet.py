@@ -26,7 +26,7 @@ def test_the_network_gets_rgb_padded_right_and_below(height, width):
             (self.blob,) = feed.values()
             return [np.zeros((1, 4 + len(CLASSES), 5), np.float32)]
 
-    found = NudeNet("nudenet.weights", None, 320)
+    found = NudeNet("nudenet.checkpoint", None, 320)
     found._detector.onnx_session = session = Session()
     image = np.zeros((height, width, 3), np.uint8)
     image[0, 0] = 0, 0, 255
