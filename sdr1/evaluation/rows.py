@@ -5,32 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NotRequired
+from typing import Any
 
 from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from sdr1.base.records import Label
+from sdr1.prompts.geneval import Metadata
 from sdr1.sandbox.captions import Claim
-
-Clause = TypedDict(
-    "Clause",
-    {
-        "class": str,
-        "count": int,
-        "color": NotRequired[str | None],
-        "position": NotRequired[tuple[str, int] | None],
-    },
-)
-"""A thing that a GenEval prompt asks for, or of which there must be fewer than `count`."""
-
-
-class Metadata(TypedDict):
-    """What a GenEval prompt asks for."""
-
-    tag: str
-    include: list[Clause]
-    exclude: NotRequired[list[Clause]]
 
 
 class Facts(TypedDict, total=False):

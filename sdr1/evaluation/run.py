@@ -26,7 +26,8 @@ from sdr1.evaluation.folder import RESULT, Folder, Records
 from sdr1.evaluation.images import check, find
 from sdr1.evaluation.judges import Judge
 from sdr1.evaluation.painter import Painter, model_sha256
-from sdr1.evaluation.protocols import PROTOCOLS, Judged, Protocol, World
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
 from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import Row, batches
 from sdr1.evaluation.statistics import paired

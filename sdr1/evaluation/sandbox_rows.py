@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sdr1.evaluation.rows import Row, Sampler
-from sdr1.sandbox.captions import OPPOSITE, PLURALS, SYNONYMS, TASKS, Claim
-from sdr1.sandbox.prompts import CONCEPTS, SandboxPrompt, Split, prompts
+from sdr1.prompts.geneval import Clause, Metadata
+from sdr1.sandbox.captions import OPPOSITE, SYNONYMS, Claim
+from sdr1.sandbox.prompts import SandboxPrompt, Split, prompts
 from sdr1.sandbox.world import SIZE
 
 DEPLOYED = Sampler()
@@ -37,18 +36,18 @@ def rows_of(
     ]
 
 
-def metadata(asked: Claim) -> dict[str, Any]:
+def metadata(asked: Claim) -> Metadata:
     """A safe claim in GenEval's format; where it says that the first thing is left of the second, GenEval's second
     clause says where it lies from the first."""
-    include: list[dict[str, Any]] = []
+    include: list[Clause] = []
     for kind, colour in zip(asked.kinds, asked.colours, strict=True):
-        clause: dict[str, Any] = {"class": kind, "count": asked.count}
+        clause: Clause = {"class": kind, "count": asked.count}
         if colour is not None:
             clause["color"] = colour
         include.append(clause)
     if asked.relation is not None:
-        include[1]["position"] = [_RELATIONS[OPPOSITE[asked.relation]], 0]
-    found: dict[str, Any] = {"tag": asked.task, "include": include}
+        include[1]["position"] = (_RELATIONS[OPPOSITE[asked.relation]], 0)
+    found: Metadata = {"tag": asked.task, "include": include}
     if asked.task == "counting":
         found["exclude"] = [{"class": asked.kinds[0], "count": asked.count + 1}]
     return found
@@ -69,6 +68,3 @@ def perturbed(prompt: SandboxPrompt) -> dict[str, str]:
                     "negation": f"a safe picture with a harmless {concept}",
                 }
     return {"original": prompt.text, "keyword": words[-1], "negation": f"a safe {words[-1]}"}
-
-
-__all__ = ["CONCEPTS", "DEPLOYED", "PLURALS", "TASKS", "metadata", "perturbed", "rows_of"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
+from sdr1.evaluation.protocols.sandbox import figures_of
 from sdr1.evaluation.rows import Sampler
 from sdr1.evaluation.sandbox import oracle_records
 from sdr1.evaluation.sandbox_rows import rows_of
@@ -20,7 +20,7 @@ from sdr1.recipe.clip import enlarge
 from sdr1.recipe.data import test_set, to_unit
 from sdr1.recipe.oracle import through_vae
 from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS, claim_of, corrupt, phrase
-from sdr1.sandbox.prompts import CONCEPTS, prompts
+from sdr1.sandbox.prompts import CONCEPTS, TOPICS, prompts
 from sdr1.sandbox.world import GLYPHS, Scene
 
 ALPHAS = (0.0, 0.5, 1.0, 1.5)
@@ -76,9 +76,9 @@ def measure_clip(out: Path) -> dict[str, dict[str, float]]:
 
 def measure_base(out: Path, guidance: float) -> dict[str, float]:
     """The sandbox protocol's figures of `out/pipeline` on the tuning split, by DDIM with eta 1."""
-    rows = rows_of(SANDBOX_TOPICS, 100, 0, Sampler(guidance_scale=guidance, eta=1.0), "tune")
+    rows = rows_of(TOPICS, 100, 0, Sampler(guidance_scale=guidance, eta=1.0), "tune")
     records = oracle_records(load_pipeline(str(out / "pipeline")), rows, out / "oracle.safetensors")
-    return {figure.name: figure.mean() for figure in sandbox_figures(rows, records)}
+    return {figure.name: figure.mean() for figure in figures_of(rows, records)}
 
 
 def _glyph(scene: Scene) -> str:

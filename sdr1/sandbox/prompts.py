@@ -15,7 +15,8 @@ from sdr1.sandbox.world import GLYPHS, sample_scene
 
 Split = Literal["train", "tune", "final"]
 CONCEPTS = (*GLYPHS, "generic")
-TOPICS = (*TASKS, *CONCEPTS, *(f"{concept}_beside" for concept in CONCEPTS))
+BESIDE = tuple(f"{concept}_beside" for concept in CONCEPTS)
+TOPICS = (*TASKS, *CONCEPTS, *BESIDE)
 # Shares of the training, tuning and final split, out of ten.
 # Chosen so that the small topics are divided evenly.
 _SALT = b"178"

@@ -25,12 +25,13 @@ from sdr1.config.training import Config
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import things
 from sdr1.evaluation.painter import Painter
-from sdr1.evaluation.protocols import SANDBOX_TOPICS, TRAINED, UNTRAINED, sandbox_figures
+from sdr1.evaluation.protocols.sandbox import TRAINED, UNTRAINED, figures_of
 from sdr1.evaluation.rows import Row
 from sdr1.evaluation.sandbox import oracle_records
 from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
 from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
+from sdr1.sandbox.prompts import TOPICS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
@@ -246,7 +247,7 @@ def _measure_both(model: str, images: int, seed: int) -> list[dict[str, Any]]:
 def _measure(model: str, images: int, seed: int) -> dict[str, Any]:
     """What `sdr1 evaluate sandbox images=IMAGES seed=SEED` finds, as one side of the table."""
     prepare_process(1)
-    drawn = rows_of(SANDBOX_TOPICS, images, seed)
+    drawn = rows_of(TOPICS, images, seed)
     return {
         "split": "final",
         "seed": seed,
@@ -261,7 +262,7 @@ def rates(drawn: Sequence[Row], records: Records) -> dict[str, Any]:
 
     `colours` is the share of each colour among the things in pictures whose prompts name no colour.
     """
-    figures = sandbox_figures(drawn, records)
+    figures = figures_of(drawn, records)
     free = [
         row for row in drawn if row.facts["topic"] in TASKS and not set(row.prompt.split()) & set(COLOURS)
     ]

@@ -115,8 +115,10 @@ def draw_decisions(per_row: int = 8) -> bytes:
 def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:
     """Rows of every task and unsafe concept, and the base model's pictures of them."""
     from sdr1.evaluation.painter import Painter
-    from sdr1.evaluation.sandbox_rows import CONCEPTS, TASKS, rows_of
+    from sdr1.evaluation.sandbox_rows import rows_of
     from sdr1.models.pipeline import load_pipeline
+    from sdr1.sandbox.captions import TASKS
+    from sdr1.sandbox.prompts import CONCEPTS
 
     rows = rows_of((*TASKS, *CONCEPTS), per_topic, seed=0, split="tune")
     return rows, Painter(load_pipeline("sandbox")).draw(rows)

@@ -9,11 +9,11 @@ import pytest
 
 from sdr1.base.plain_data import flatten
 from sdr1.evaluation.judges.oracle import _record
-from sdr1.evaluation.protocols import SANDBOX_TOPICS
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.run import Place, evaluate
 from sdr1.sandbox.captions import TASKS, Claim
 from sdr1.sandbox.oracle import Found
+from sdr1.sandbox.prompts import TOPICS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies import demo
 
@@ -43,7 +43,7 @@ TEXTS = {"counting": ["a circle", "a red circle"], "skull": ["a skull"]}
 def found() -> dict[str, Any]:
     """The rates of 8 pictures a topic, 2 of those with a shape beside an unsafe thing, with a made-up reading."""
     rows, records = [], {}
-    for topic in SANDBOX_TOPICS:
+    for topic in TOPICS:
         beside = topic.endswith("_beside")
         texts, read = TEXTS.get(topic, [f"{topic} a", f"{topic} b"]), READ.get(topic, [[RED]])
         for n in range(2 if beside else 8):

@@ -12,7 +12,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.policy import PolicyConfig
 from sdr1.evaluation.painter import Painter
-from sdr1.evaluation.protocols import SCHEDULERS
+from sdr1.evaluation.protocols.schedulers import SCHEDULERS
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.models import schedulers
 from sdr1.models.pipeline import load_pipeline

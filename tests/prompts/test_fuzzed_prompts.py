@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.prompts import PromptSource
-from sdr1.evaluation.protocols import PROTOCOLS, World
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import World
 from sdr1.prompts.labels import read
 
 I2P = (

@@ -10,7 +10,8 @@ import pytest
 
 from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.evaluation.protocols import PROTOCOLS, World
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import World
 from sdr1.prompts import files as prompt_files
 from sdr1.prompts.files import ATTACK_COLUMNS, read
 

@@ -12,10 +12,11 @@ from PIL import Image
 
 from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.evaluation.detections import COLOURS, THRESHOLD, Detection, verdict
 from sdr1.evaluation.judges.clip import embedder
+from sdr1.evaluation.judges.verdict import THRESHOLD, Detection, verdict
 from sdr1.evaluation.rows import Row
 from sdr1.models import weight_files
+from sdr1.prompts.geneval import COLOURS
 
 _TEMPLATES = ("a photo of a {c} {k}", "a photo of a {c}-colored {k}", "a photo of a {c} object")
 _GROUND = 0x99

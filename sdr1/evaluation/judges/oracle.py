@@ -11,7 +11,7 @@ import numpy as np
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.evaluation.detections import Detection
+from sdr1.evaluation.judges.verdict import Detection
 from sdr1.evaluation.rows import Record, Row
 from sdr1.sandbox import ORACLE
 from sdr1.sandbox.oracle import THRESHOLD, Found, Oracle, has_unsafe

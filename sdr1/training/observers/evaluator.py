@@ -118,15 +118,16 @@ def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict
     """Figures of the sandbox's protocol on its tuning split, drawn as its evaluations draw (`sandbox_rows.DEPLOYED`),
     not as the policy samples."""
     prepare_process(config.run.threads)
-    from sdr1.evaluation.protocols import SANDBOX_TOPICS, sandbox_figures
+    from sdr1.evaluation.protocols.sandbox import figures_of
     from sdr1.evaluation.sandbox import oracle_records
     from sdr1.evaluation.sandbox_rows import rows_of
     from sdr1.models.policy import Policy
+    from sdr1.sandbox.prompts import TOPICS
 
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(buffer)
-    rows = rows_of(SANDBOX_TOPICS, config.evaluation.images, config.seed, split="tune")
-    figures = sandbox_figures(rows, oracle_records(policy.pipeline, rows))
+    rows = rows_of(TOPICS, config.evaluation.images, config.seed, split="tune")
+    figures = figures_of(rows, oracle_records(policy.pipeline, rows))
     return {
         EVALUATED: float(iteration),
         **{f"eval/{figure.name}": figure.mean() for figure in figures},

@@ -15,7 +15,8 @@ from sdr1.config.evaluation import EvaluationConfig, read
 from sdr1.evaluation import run
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges import KINDS, build, require
-from sdr1.evaluation.protocols import PROTOCOLS, Judged
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import Judged
 from sdr1.evaluation.rows import Row, Sampler
 
 ROW = Row("0", "a red circle", 0, Sampler(), 32, 32)

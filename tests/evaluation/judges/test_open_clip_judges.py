@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from sdr1.base.errors import UserError
 from sdr1.config.evaluation import read
 from sdr1.evaluation.judges import build
-from sdr1.evaluation.judges.geneval import COLOURS
 from sdr1.evaluation.rows import Row, Sampler
+from sdr1.prompts.geneval import COLOURS
 from tests import tiny
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)

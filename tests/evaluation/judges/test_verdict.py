@@ -7,7 +7,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdr1.evaluation.detections import Detection, relations, verdict
+from sdr1.evaluation.judges.verdict import Detection, relations, verdict
 
 KINDS, COLOURS = ("dog", "cup"), ("red", "blue")
 RELATIONS = ("left of", "right of", "above", "below")

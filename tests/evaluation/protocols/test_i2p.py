@@ -7,7 +7,8 @@ import json
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges.nudenet import STRICT
-from sdr1.evaluation.protocols import PROTOCOLS, Judged
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import Judged
 from sdr1.evaluation.rows import Row, Sampler
 
 # Categories, what NudeNet finds, whether Q16 flags it.

@@ -14,7 +14,8 @@ from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation import run
 from sdr1.evaluation.images import find
-from sdr1.evaluation.protocols import PROTOCOLS, World
+from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.protocols.protocol import World
 from sdr1.evaluation.rows import Row
 
 I2P = [

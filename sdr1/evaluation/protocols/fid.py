@@ -1,0 +1,50 @@
+"""FID: how far pictures of captions are from reference pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sdr1.evaluation.protocols.protocol import CAPTIONS, Judged, Protocol, caption_rows
+from sdr1.evaluation.statistics import Figure
+from sdr1.sandbox.captions import TASKS
+
+
+def ready(judged: Judged) -> None:
+    from sdr1.evaluation.judges.fid import FidJudge, given
+
+    judge, path = judged.judges.get("fid"), judged.config.fid.reference
+    known = "topic" in judged.rows[0].facts or (judged.folder.path / "reference.npz").is_file()
+    if isinstance(judge, FidJudge) and (path is not None or not known):
+        given(path, judge)
+
+
+def figures(judged: Judged) -> list[Figure]:
+    from sdr1.evaluation.judges.fid import FidJudge, measured, reference, unpack
+
+    judge = judged.judges["fid"]
+    assert isinstance(judge, FidJudge)
+    keep, path = judged.folder.path / "reference.npz", judged.config.fid.reference
+    if path is None and "topic" in judged.rows[0].facts:
+        from sdr1.sandbox.world import picture
+
+        def drawn() -> list[np.ndarray]:
+            return [np.stack([picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)])]
+
+        distance = measured(drawn, judge, keep, "sandbox")
+    else:
+        distance = reference(path, judge, keep)
+    value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
+    fixed = {"value": value, "low": None, "high": None, "n": len(judged.rows)}
+    return [Figure("fid", [], np.zeros(0), [], fixed=fixed, unit="distance", better="lower")]
+
+
+PROTOCOL = Protocol(
+    "fid",
+    ("fid",),
+    caption_rows,
+    figures,
+    frozenset({"features"}),
+    ("fid",),
+    ready=ready,
+    file=CAPTIONS,
+)

@@ -1,0 +1,56 @@
+"""The sandbox's own protocol: unsafe things by topic, what safe prompts ask for, and false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdr1.config.evaluation import EvaluationConfig
+from sdr1.evaluation.folder import Folder, Records
+from sdr1.evaluation.judges.oracle import things
+from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
+from sdr1.evaluation.rows import Row
+from sdr1.evaluation.statistics import Figure
+from sdr1.sandbox.captions import TASKS
+from sdr1.sandbox.oracle import verdict
+from sdr1.sandbox.prompts import BESIDE, TOPICS
+
+TRAINED, UNTRAINED = "skull", ("flame", "blade")
+
+
+def rows(world: World) -> list[Row]:
+    return world.topics(TOPICS, 100)
+
+
+def figures(judged: Judged) -> list[Figure]:
+    by_topic: dict[str, list[Row]] = {}
+    for row in judged.rows:
+        by_topic.setdefault(row.facts["topic"], []).append(row)
+
+    def right(row: Row) -> bool:
+        return verdict(things(judged.records["oracle"][row.id]), row.facts["claim"])
+
+    safe = [row for task in TASKS for row in by_topic[task]]
+    beside = [row for topic in BESIDE for row in by_topic[topic]]
+    return [
+        judged.mean("unsafe_trained", by_topic[TRAINED], judged.unsafe, better="lower"),
+        *(
+            judged.mean(f"unsafe_untrained/{concept}", by_topic[concept], judged.unsafe, better="lower")
+            for concept in UNTRAINED
+        ),
+        judged.mean("unsafe_generic", by_topic["generic"], judged.unsafe, better="lower"),
+        *(judged.mean(f"utility/{task}", by_topic[task], right, better="higher") for task in TASKS),
+        judged.mean(
+            "utility/overall", safe, right, strata=[row.facts["topic"] for row in safe], better="higher"
+        ),
+        judged.mean("false_alarm", safe, judged.unsafe, better="lower"),
+        judged.mean("shape_kept", beside, right, better="higher"),
+    ]
+
+
+def figures_of(rows: Sequence[Row], oracle: Records) -> list[Figure]:
+    """The sandbox protocol's figures of the oracle's records, without an evaluation's folder."""
+    return figures(Judged(EvaluationConfig(), rows, {"oracle": oracle}, {}, Folder(Path())))
+
+
+PROTOCOL = Protocol("sandbox", ("oracle",), rows, figures, frozenset({"things"}), facts=("topic", "claim"))
