@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdr1.cli.options import Address, Local
+
+if TYPE_CHECKING:
+    from sdr1.evaluation.result import Result
 
 EvaluationSettings = Annotated[
     list[str] | None,
@@ -55,8 +58,9 @@ def evaluate(
     """
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
+    from sdr1.evaluation.place import Place
 
-    place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
+    place, values = Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/evaluation") / protocol
     if protocol == "suite":
         from sdr1.evaluation import suite as suites
@@ -86,8 +90,9 @@ def judge(
     """
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
+    from sdr1.evaluation.place import Place
 
-    place, values = runner.Place(local, ray_address, against), from_overrides(overrides or [])
+    place, values = Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/judged") / protocol
     _print_figures(runner.judge(protocol, images, folder, values, place))
     print(f"written to {folder}")
@@ -112,8 +117,8 @@ def report(
     print(write(sources, out))
 
 
-def _print_figures(result: dict) -> None:
-    for name, figure in result["figures"].items():
-        bounds = "" if figure["low"] is None else f"  [{figure['low']:.4g}, {figure['high']:.4g}]"
-        value = "-" if figure["value"] is None else f"{figure['value']:.4g}"
-        print(f"{name:<44} {value:>8}{bounds}  n={figure['n']}")
+def _print_figures(result: Result) -> None:
+    for name, figure in result.figures.items():
+        bounds = "" if figure.low is None else f"  [{figure.low:.4g}, {figure.high:.4g}]"
+        value = "-" if figure.value is None else f"{figure.value:.4g}"
+        print(f"{name:<44} {value:>8}{bounds}  n={figure.n}")

@@ -12,6 +12,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256, refuse_foreign, remove_partial, write_bytes, write_text
 from sdr1.base.plain_data import lines_as, read_as, read_bytes
 from sdr1.evaluation.judges import KINDS
+from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import ManifestLine, Record, RecordLine, Row
 
 T = TypeVar("T")
@@ -154,9 +155,9 @@ class Folder:
         """By judge, the mark of the settings and weights that its records are of."""
         write_text(self.path / "judges.json", json.dumps(marks, indent=2, sort_keys=True) + "\n")
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: Result) -> None:
         """`result.json`, of an evaluation that is finished."""
-        write_text(self.path / RESULT, _pretty(result))
+        write_text(self.path / RESULT, _pretty(result.model_dump(exclude_unset=True)))
         shutil.rmtree(self.path / "parts", ignore_errors=True)
 
 

@@ -9,18 +9,18 @@ prompts their spread says too little of the mean's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from sdr1.evaluation.result import Better, Unit
+from sdr1.evaluation.result import Better, Figure, Paired, Unit
 
 DRAWS, LEVEL = 4000, 0.95
 _CHUNK = 2**22
 
 
 @dataclass(frozen=True)
-class Figure:
+class Estimate:
     """A named mean over images: `values` and `prompts` (whatever repeats together) have one entry an image."""
 
     name: str
@@ -35,30 +35,24 @@ class Figure:
     better: Better = ""
     strata: Sequence[str] | None = None
     """Report the mean of the strata's means, as GenEval does with its tasks."""
-    fixed: dict[str, float | int | None] = field(default_factory=dict)
-    """Of a figure that is no mean (FID): value, low, high and n as they are."""
+    fixed: Figure | None = None
+    """The figure itself where it is no mean (FID)."""
 
     @property
     def count(self) -> bool:
         return self.unit == "images"
 
-    def summary(self) -> dict[str, float | int | str | None]:
-        """A `result.Figure` as plain data: `value`, `low` and `high` of the 95 % interval, None of nothing; `n`, the
-        number of images; `unit` and `better`."""
-        return {**self._measured(), "unit": self.unit, "better": self.better}
-
-    def _measured(self) -> dict[str, float | int | None]:
-        if self.fixed:
+    def figure(self) -> Figure:
+        """The value with its 95 % interval, None of nothing; of images it is their number."""
+        if self.fixed is not None:
             return self.fixed
         n = len(self.values)
         if n == 0:
-            return {"value": None, "low": None, "high": None, "n": 0}
+            return Figure(value=None, unit=self.unit, better=self.better, low=None, high=None, n=0)
         scale = n if self.count else 1
-        value = self.mean()
+        value = float(round(self.mean() * n)) if self.count else self.mean()
         low, high = (None if bound is None else scale * bound for bound in self._interval())
-        if self.count:
-            value = float(round(value * n))
-        return {"value": value, "low": low, "high": high, "n": n}
+        return Figure(value=value, unit=self.unit, better=self.better, low=low, high=high, n=n)
 
     def mean(self) -> float:
         """Of the values, or of the strata's means."""
@@ -124,7 +118,7 @@ def _quantiles(draws_D: np.ndarray) -> tuple[float | None, float | None]:
     return (None, None) if np.isnan(low) else (low, high)
 
 
-def paired(one: Figure, two: Figure) -> dict[str, float | int | None]:
+def paired(one: Estimate, two: Estimate) -> Paired:
     """How `two` differs from `one` on the images that both have, row by row.
 
     `difference` of the means (two - one) with its 95 % interval by the bootstrap over prompts (None of one prompt), and the two-sided `p`
@@ -142,13 +136,13 @@ def paired(one: Figure, two: Figure) -> dict[str, float | int | None]:
     prompts = np.asarray(two.prompts)[second]
     low, high = _quantiles(draws(difference, prompts, bounded=False))
     scale = len(difference) if one.count else 1
-    return {
-        "difference": scale * float(difference.mean()),
-        "low": None if low is None else scale * low,
-        "high": None if high is None else scale * high,
-        "p": _sign_flip(difference, prompts),
-        "n": len(difference),
-    }
+    return Paired(
+        difference=scale * float(difference.mean()),
+        low=None if low is None else scale * low,
+        high=None if high is None else scale * high,
+        p=_sign_flip(difference, prompts),
+        n=len(difference),
+    )
 
 
 def _sign_flip(difference: np.ndarray, prompts: np.ndarray) -> float:

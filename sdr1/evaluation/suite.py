@@ -14,8 +14,10 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_text
 from sdr1.base.plain_data import read_yaml
 from sdr1.config import evaluation as settings
+from sdr1.evaluation.place import Place, cluster
+from sdr1.evaluation.plan import load_model, prepare
 from sdr1.evaluation.protocols import PROTOCOLS
-from sdr1.evaluation.run import Pictures, Place, cluster, evaluate, load_model, prepare
+from sdr1.evaluation.run import Pictures, evaluate
 
 _LIST = "suite.json"
 _NAME = re.compile(r"\w[\w.-]{0,99}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdr1.base.files import refuse_foreign
 from sdr1.base.section import SANDBOX
-from sdr1.evaluation.run import Place
+from sdr1.evaluation.place import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
 from sdr1.report.page import MARKER, write
 from sdr1.studies import demo

@@ -62,7 +62,7 @@ def test_what_died_with_its_worker_is_made_again_to_the_same_bytes(local, tmp_pa
     result = run.evaluate("sandbox", "sandbox", tmp_path / "out", {**SETTINGS, "workers": 2})
     assert all(list((tmp_path / name).iterdir()) for name in ("PainterActor", "JudgeActor"))
     assert contents(tmp_path / "out") == local
-    assert result["figures"]["utility/overall"]["n"] == 48
+    assert result.figures["utility/overall"].n == 48
     # A suite goes on with the cluster: nothing of this evaluation holds on to it.
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:

@@ -141,11 +141,11 @@ def test_a_folder_belongs_to_one_evaluation(whole, tmp_path):
 def test_images_made_elsewhere_get_the_same_figures(whole, tmp_path):
     result = json.loads((whole / "result.json").read_text())
     judged = run.judge("sandbox", whole, tmp_path / "judged", {"batch_size": 8}, LOCAL)
-    assert judged["figures"] == result["figures"]
+    assert judged.model_dump(exclude_unset=True)["figures"] == result["figures"]
     against = run.judge(
         "sandbox", whole, tmp_path / "two", {"batch_size": 8}, run.Place(local=True, against=whole)
     )
-    assert {found["p"] for found in against["paired"].values()} == {1.0}
+    assert {found.p for found in against.paired.values()} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_images_made_elsewhere_get_the_same_figures(whole, tmp_path):
 )
 def test_every_protocol_runs_in_the_sandbox(protocol, figures, tmp_path):
     result = run.evaluate(protocol, "sandbox", tmp_path / "out", {**SMALL, "batch_size": 16}, LOCAL)
-    assert figures <= result["figures"].keys()
+    assert figures <= result.figures.keys()
     if protocol == "schedulers":
-        assert len(result["figures"]) == 9
+        assert len(result.figures) == 9
 
 
 def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, monkeypatch):
@@ -174,12 +174,12 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
 
     def figures(*alphas: float) -> dict:
         settings = {**SMALL, "images": 1, "alphas": alphas}
-        return run.evaluate("steering", "sandbox", tmp_path / "out", settings, LOCAL)["figures"]
+        return run.evaluate("steering", "sandbox", tmp_path / "out", settings, LOCAL).figures
 
     first = figures(0.0, 1.5)
     assert len(json.loads((tmp_path / "out" / "points.json").read_text())) == maps[0]
     # The negation of an unsafe prompt leans safe without any steering, the prompt itself when it is pushed.
-    leaning = [first[f"alpha={alpha}/leans_safe/original"]["value"] for alpha in ("0", "1.5")]
+    leaning = [first[f"alpha={alpha}/leans_safe/original"].value for alpha in ("0", "1.5")]
     assert leaning == [0, 1]
     assert figures(0.0, 1.5) == first
     assert len(maps) == 1

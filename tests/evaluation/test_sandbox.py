@@ -97,9 +97,9 @@ def test_the_demo_and_an_evaluation_are_one_table(tmp_path):
     side = demo._measure("sandbox", 2, 3)
     evaluated = evaluate("sandbox", "sandbox", tmp_path / "out", {"images": 2, "seed": 3}, Place(local=True))
     flat = {name.replace(".", "/"): value for name, value in flatten(side).items()}
-    assert len(evaluated["figures"]) == 13
-    for name, figure in evaluated["figures"].items():
-        assert (flat[name], flat[f"images/{name}"]) == (figure["value"], figure["n"])
+    assert len(evaluated.figures) == 13
+    for name, figure in evaluated.figures.items():
+        assert (flat[name], flat[f"images/{name}"]) == (figure.value, figure.n)
     assert (side["split"], side["seed"]) == ("final", 3)
     assert side["sampler"] == {
         "scheduler": "DDIMScheduler",
@@ -107,7 +107,7 @@ def test_the_demo_and_an_evaluation_are_one_table(tmp_path):
         "guidance_scale": 1.5,
         "eta": 0.0,
     }
-    made = evaluated["provenance"]
+    made = evaluated.provenance
     assert [made["sampler"], made["steps"], made["guidance"], made["eta"]] == list(side["sampler"].values())
 
 

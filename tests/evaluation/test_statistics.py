@@ -7,36 +7,36 @@ import pytest
 from scipy.stats import beta, binomtest
 
 from sdr1.evaluation import statistics
-from sdr1.evaluation.statistics import Figure, paired
+from sdr1.evaluation.statistics import Estimate, paired
 
 
-def figure(values, prompts=None, **options) -> Figure:
+def figure(values, prompts=None, **options) -> Estimate:
     rows = [str(n) for n in range(len(values))]
-    return Figure("f", rows, np.asarray(values, float), rows if prompts is None else prompts, **options)
+    return Estimate("f", rows, np.asarray(values, float), rows if prompts is None else prompts, **options)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(1, 40), (30, 40), (200, 500)])
 def test_an_interval_of_a_rate_is_jeffreys(hits, n):
-    found = figure([1] * hits + [0] * (n - hits)).summary()
-    assert found["value"] == hits / n
-    assert found["low"] == pytest.approx(beta.ppf(0.025, hits + 0.5, n - hits + 0.5), abs=0.01)
-    assert found["high"] == pytest.approx(beta.ppf(0.975, hits + 0.5, n - hits + 0.5), abs=0.01)
+    found = figure([1] * hits + [0] * (n - hits)).figure()
+    assert found.value == hits / n
+    assert found.low == pytest.approx(beta.ppf(0.025, hits + 0.5, n - hits + 0.5), abs=0.01)
+    assert found.high == pytest.approx(beta.ppf(0.975, hits + 0.5, n - hits + 0.5), abs=0.01)
 
 
 def test_nothing_and_everything_keep_an_open_side():
-    none, every = figure([0] * 100).summary(), figure([1] * 100).summary()
-    assert (none["value"], none["low"]) == (0, 0)
-    assert 0.015 < none["high"] < 0.03
-    assert (every["value"], every["high"]) == (1, 1)
-    assert 0.97 < every["low"] < 0.985
+    none, every = figure([0] * 100).figure(), figure([1] * 100).figure()
+    assert (none.value, none.low) == (0, 0)
+    assert 0.015 < none.high < 0.03
+    assert (every.value, every.high) == (1, 1)
+    assert 0.97 < every.low < 0.985
 
 
 def coverage(draw, truth: float, trials: int, **options) -> float:
     inside = 0
     for trial in range(trials):
         values, prompts = draw(np.random.default_rng(trial))
-        found = figure(values, prompts, **options).summary()
-        inside += found["low"] <= truth <= found["high"]
+        found = figure(values, prompts, **options).figure()
+        inside += found.low <= truth <= found.high
     return inside / trials
 
 
@@ -95,33 +95,33 @@ def test_few_prompts_are_covered(prompts, images, monkeypatch):
         rng = np.random.default_rng(trial)
         one, two = (figure(noise(rng, 0.5) + mean, names, bounded=False) for mean in (0, 0.7))
         found = paired(one, two)
-        inside += found["low"] <= 0.7 <= found["high"]
+        inside += found.low <= 0.7 <= found.high
     assert 0.915 <= inside / trials <= 0.98
     assert 0.915 <= coverage(lambda rng: (noise(rng, 0.5), names), 0, trials, bounded=False) <= 0.98
 
 
 def test_one_prompt_bounds_no_mean():
-    found = figure([0.2, 0.4], ["a", "a"], bounded=False).summary()
-    assert found["value"] == pytest.approx(0.3)
-    assert (found["low"], found["high"], found["n"]) == (None, None, 2)
+    found = figure([0.2, 0.4], ["a", "a"], bounded=False).figure()
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high, found.n) == (None, None, 2)
     one, two = (figure([value], ["a"], bounded=False) for value in (1.0, 3.0))
-    assert paired(one, two) == {"difference": 2.0, "low": None, "high": None, "p": 1.0, "n": 1}
-    rate = figure([1, 0, 1], ["a"] * 3).summary()
-    assert 0 < rate["low"] < 2 / 3 < rate["high"] < 1
+    assert paired(one, two).model_dump() == {"difference": 2.0, "low": None, "high": None, "p": 1.0, "n": 1}
+    rate = figure([1, 0, 1], ["a"] * 3).figure()
+    assert 0 < rate.low < 2 / 3 < rate.high < 1
 
 
 def test_a_count_is_never_below_nothing():
-    found = figure([2, 0, 0, 0, 0], unit="images", bounded=False).summary()
-    assert found["low"] == 0
+    found = figure([2, 0, 0, 0, 0], unit="images", bounded=False).figure()
+    assert found.low == 0
 
 
 def test_a_mean_of_strata_weighs_them_equally_and_counts_are_sums():
-    found = figure([1, 1, 1, 0, 0, 1], strata=["a"] * 4 + ["b"] * 2).summary()
-    assert found["value"] == (0.75 + 0.5) / 2
-    count = figure([1, 0, 1, 1], unit="images").summary()
-    assert count["value"] == 3
-    assert 0 < count["low"] < 3 < count["high"] <= 4
-    assert figure([]).summary() == {
+    found = figure([1, 1, 1, 0, 0, 1], strata=["a"] * 4 + ["b"] * 2).figure()
+    assert found.value == (0.75 + 0.5) / 2
+    count = figure([1, 0, 1, 1], unit="images").figure()
+    assert count.value == 3
+    assert 0 < count.low < 3 < count.high <= 4
+    assert figure([]).figure().model_dump(exclude_unset=True) == {
         "value": None, "low": None, "high": None, "n": 0, "unit": "share", "better": "",
     }  # fmt: skip
 
@@ -130,23 +130,23 @@ def test_the_paired_test_is_mcnemars_for_single_images():
     one = [1] * 12 + [0] * 3 + [1] * 40 + [0] * 45
     two = [0] * 12 + [1] * 3 + [1] * 40 + [0] * 45
     found = paired(figure(one), figure(two))
-    assert found["difference"] == pytest.approx(-0.09)
-    assert found["p"] == pytest.approx(binomtest(3, 15).pvalue)
-    assert found["low"] < -0.09 < found["high"] < 0
-    assert paired(figure(one), figure(one))["p"] == 1
+    assert found.difference == pytest.approx(-0.09)
+    assert found.p == pytest.approx(binomtest(3, 15).pvalue)
+    assert found.low < -0.09 < found.high < 0
+    assert paired(figure(one), figure(one)).p == 1
 
 
 def test_the_paired_test_joins_by_row_and_holds_its_level():
     one, two = figure([0, 1, 1]), figure([1, 1, 0])
-    moved = Figure("f", ["2", "0"], np.array([0.0, 1.0]), ["2", "0"])
-    assert paired(two, moved) == {**paired(two, moved), "difference": 0, "n": 2}
+    moved = Estimate("f", ["2", "0"], np.array([0.0, 1.0]), ["2", "0"])
+    assert (paired(two, moved).difference, paired(two, moved).n) == (0, 2)
     with pytest.raises(ValueError, match="no row in common"):
-        paired(one, Figure("f", ["x"], np.ones(1), ["x"]))
+        paired(one, Estimate("f", ["x"], np.ones(1), ["x"]))
     rejected = 0
     for trial in range(200):
         rng = np.random.default_rng(trial)
         prompts = [str(n // 4) for n in range(120)]
         shared = rng.normal(0, 1, 30).repeat(4)
         a, b = (figure(shared + rng.normal(0, 1, 120), prompts, bounded=False) for _ in range(2))
-        rejected += paired(a, b)["p"] < 0.05
+        rejected += paired(a, b).p < 0.05
     assert rejected / 200 < 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.prompts.files import ATTACK_COLUMNS
 from sdr1.sandbox.prompts import BESIDE
 
@@ -13,7 +13,7 @@ def rows(world: World) -> list[Row]:
     return world.rows(BESIDE, 200)
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     return [judged.mean("attack_success_rate", judged.rows, judged.unsafe, better="lower")]
 
 

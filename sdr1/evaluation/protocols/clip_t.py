@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sdr1.evaluation.protocols.protocol import CAPTIONS, Judged, Protocol, caption_rows
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     found = judged.records["clip"]
     return [
         judged.mean(

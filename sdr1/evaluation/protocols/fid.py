@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sdr1.evaluation.protocols.protocol import CAPTIONS, Judged, Protocol, caption_rows
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.result import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.sandbox.captions import TASKS
 
 
@@ -18,7 +19,7 @@ def ready(judged: Judged) -> None:
         given(path, judge)
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     from sdr1.evaluation.judges.fid import FidJudge, measured, reference, unpack
 
     judge = judged.judges["fid"]
@@ -34,8 +35,8 @@ def figures(judged: Judged) -> list[Figure]:
     else:
         distance = reference(path, judge, keep)
     value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
-    fixed = {"value": value, "low": None, "high": None, "n": len(judged.rows)}
-    return [Figure("fid", [], np.zeros(0), [], fixed=fixed, unit="distance", better="lower")]
+    fixed = Figure(value=value, unit="distance", better="lower", low=None, high=None, n=len(judged.rows))
+    return [Estimate("fid", [], np.zeros(0), [], fixed=fixed)]
 
 
 PROTOCOL = Protocol(

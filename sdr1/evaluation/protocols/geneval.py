@@ -6,7 +6,7 @@ from sdr1.evaluation import sandbox_rows
 from sdr1.evaluation.judges.verdict import Detection, verdict
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World, with_facts
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.prompts import geneval
 from sdr1.sandbox.captions import TASKS
 
@@ -36,7 +36,7 @@ def rows(world: World) -> list[Row]:
     ]
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     records = judged.records.get("geneval")
 
     def right(row: Row) -> bool:

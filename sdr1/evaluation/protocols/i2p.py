@@ -10,7 +10,7 @@ from sdr1.detectors.nudenet import TABLE
 from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World, with_facts
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.prompts import i2p
 from sdr1.sandbox.prompts import CONCEPTS
 from sdr1.sandbox.world import GLYPHS
@@ -36,7 +36,7 @@ def rows(world: World) -> list[Row]:
     ]
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     """The rates by Q16 alone (the reference's protocol), and with NudeNet's records their unions: Q16 or any of the
     table's 8 classes (Receler's), Q16 or the 5 strict classes (SLD's original)."""
     records, figures = judged.records, []

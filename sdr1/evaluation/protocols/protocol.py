@@ -14,7 +14,7 @@ from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges import KINDS, Judge
 from sdr1.evaluation.result import Better, Unit
 from sdr1.evaluation.rows import Facts, Row, Sampler
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.prompts import files as prompt_files
 from sdr1.prompts.files import TEXT_COLUMNS, PromptFile
 from sdr1.sandbox.captions import TASKS
@@ -96,11 +96,11 @@ class Judged:
         unit: Unit = "share",
         bounded: bool = True,
         strata: Sequence[str] | None = None,
-    ) -> Figure:
-        """The `Figure` of an outcome over rows."""
+    ) -> Estimate:
+        """The `Estimate` of an outcome over rows."""
         values = np.array([float(outcome(row)) for row in rows])
         ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
-        return Figure(name, ids, values, prompts, bounded, unit, better, strata)
+        return Estimate(name, ids, values, prompts, bounded, unit, better, strata)
 
     def unsafe(self, row: Row) -> bool:
         """Whether any judge that can flag it does."""
@@ -115,7 +115,7 @@ class Protocol:
     name: str
     judges: tuple[str, ...]
     rows: Callable[[World], list[Row]]
-    figures: Callable[[Judged], list[Figure]]
+    figures: Callable[[Judged], list[Estimate]]
     needs: frozenset[str]
     """Keys of records, of which its figures are made; a judge has to say one of them."""
     sandbox_judges: tuple[str, ...] = ("oracle",)

@@ -10,7 +10,7 @@ from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges.oracle import things
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.oracle import verdict
 from sdr1.sandbox.prompts import BESIDE, TOPICS
@@ -22,7 +22,7 @@ def rows(world: World) -> list[Row]:
     return world.topics(TOPICS, 100)
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     by_topic: dict[str, list[Row]] = {}
     for row in judged.rows:
         by_topic.setdefault(row.facts["topic"], []).append(row)
@@ -48,7 +48,7 @@ def figures(judged: Judged) -> list[Figure]:
     ]
 
 
-def figures_of(rows: Sequence[Row], oracle: Records) -> list[Figure]:
+def figures_of(rows: Sequence[Row], oracle: Records) -> list[Estimate]:
     """The sandbox protocol's figures of the oracle's records, without an evaluation's folder."""
     return figures(Judged(EvaluationConfig(), rows, {"oracle": oracle}, {}, Folder(Path())))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.sandbox.prompts import CONCEPTS
 
 SCHEDULERS = (
@@ -31,7 +31,7 @@ def rows(world: World) -> list[Row]:
     ]
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     return [
         judged.mean(
             f"{name}/unsafe_rate",

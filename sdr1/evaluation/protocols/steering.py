@@ -7,11 +7,11 @@ from typing import Literal, get_args
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import Label
-from sdr1.config.training import PromptSource
+from sdr1.config.prompts import PromptSource
 from sdr1.evaluation import sandbox_rows
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World, with_facts
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.statistics import Figure
+from sdr1.evaluation.statistics import Estimate
 from sdr1.prompts.labels import labelled
 from sdr1.sandbox.captions import TASKS
 from sdr1.sandbox.prompts import CONCEPTS, prompts
@@ -53,7 +53,7 @@ def rows(world: World) -> list[Row]:
     return found
 
 
-def figures(judged: Judged) -> list[Figure]:
+def figures(judged: Judged) -> list[Estimate]:
     from sdr1.evaluation.judges.steering import SteeringJudge
     from sdr1.evaluation.umap import write_points
 
@@ -88,7 +88,7 @@ def figures(judged: Judged) -> list[Figure]:
             # Share of the prompts that lean safe, said this way.
             scores = judge.score([text for _, text in pairs], alpha)
             figures.append(
-                Figure(
+                Estimate(
                     f"alpha={key}/leans_safe/{form}",
                     [row.id for row, _ in pairs],
                     (scores > 0).astype(float),

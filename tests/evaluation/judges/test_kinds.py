@@ -12,9 +12,10 @@ import torch
 from sdr1.base.errors import UserError
 from sdr1.base.process import require_device
 from sdr1.config.evaluation import EvaluationConfig, read
-from sdr1.evaluation import run
+from sdr1.evaluation import plan, run
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.judges import KINDS, build, require
+from sdr1.evaluation.place import Place
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.protocols.protocol import Judged
 from sdr1.evaluation.rows import Row, Sampler
@@ -54,10 +55,10 @@ def test_who_cannot_flag_has_no_vote():
 
 def test_on_a_cluster_the_driver_takes_no_device(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(run.judges, "build", lambda name, config, device: built.append(device))
+    monkeypatch.setattr(plan.judges, "build", lambda name, config, device: built.append(device))
     config = read({"judge_device": "cuda"})
-    for place in (run.Place(), run.Place(local=True)):
-        run._judges(PROTOCOLS["sandbox"], config, True, [ROW], place)
+    for place in (Place(), Place(local=True)):
+        plan._judges(PROTOCOLS["sandbox"], config, True, [ROW], place)
     assert built == ["cpu", "cuda"]
     with pytest.raises(UserError, match=r"judge_device: 'cuda:1': every actor has one GPU of its own"):
         run.evaluate("sandbox", "sandbox", tmp_path / "out", {"judge_device": "cuda:1"})

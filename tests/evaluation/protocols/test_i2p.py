@@ -41,7 +41,7 @@ def test_counts_and_rates_are_those_of_the_record_files(tmp_path):
     folder = Folder(tmp_path)
     records = {name: folder.records(name, rows) for name in ("q16", "nudenet")}
     judged = Judged(EvaluationConfig(), rows, records, {}, folder)
-    found = {figure.name: figure.summary()["value"] for figure in PROTOCOLS["i2p"].figures(judged)}
+    found = {figure.name: figure.figure().value for figure in PROTOCOLS["i2p"].figures(judged)}
     assert {name: value for name, value in found.items() if name.startswith("nudity/")} == {
         "nudity/FEMALE_BREAST_EXPOSED": 2,
         "nudity/FEMALE_GENITALIA_EXPOSED": 1,

@@ -222,6 +222,6 @@ def test_what_was_read_is_said_and_kept(tmp_path, capsys, monkeypatch):
     Image.new("RGB", (32, 32)).save(tmp_path / "made" / "00000.png")
     values = {"prompts": str(path), "judges": ["oracle"]}
     result = run.judge("mma", tmp_path / "made", tmp_path / "out", values, run.Place(local=True))
-    assert result["provenance"]["prompts"] == {"file": str(path), "column": "adv_prompt", "skipped": 1}
+    assert result.provenance["prompts"] == {"file": str(path), "column": "adv_prompt", "skipped": 1}
     assert "1 prompts in column 'adv_prompt'; 1 of 2 rows skipped" in capsys.readouterr().out
-    assert result["figures"]["attack_success_rate"]["n"] == 1
+    assert result.figures["attack_success_rate"].n == 1
