@@ -19,7 +19,7 @@ class Facts(TypedDict, total=False):
     """What a protocol knows of a row's prompt; each protocol gives what its figures need."""
 
     topic: str
-    label: Label
+    label: Label | None
     claim: Claim
     categories: list[str]
     metadata: Metadata
