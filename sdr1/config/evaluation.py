@@ -118,7 +118,7 @@ class EvaluationConfig(Section):
     judges: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle, steering.",
+        description="Judges in place of the protocol's: nudenet, q16, geneval, clip, fid, oracle, steering, or your own as module:factory.",
     )
     nudenet: NudeNetConfig = NudeNetConfig()
     q16: Q16Config = Q16Config()

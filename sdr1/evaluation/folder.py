@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256, refuse_foreign, remove_partial, write_bytes, write_text
 from sdr1.base.plain_data import lines_as, read_as, read_bytes
-from sdr1.evaluation.judges import KINDS
+from sdr1.evaluation.judges import kind
 from sdr1.evaluation.result import Result
 from sdr1.evaluation.rows import ManifestLine, Record, RecordLine, Row
 
@@ -76,7 +76,7 @@ class Folder:
 
     def part(self, judge: str, batch: int) -> Path:
         """Where a judge's records of one batch wait until it has seen all of them."""
-        return self.path / "parts" / judge / f"{batch:06d}.json"
+        return self.path / "parts" / _name(judge) / f"{batch:06d}.json"
 
     def keep_part(self, judge: str, batch: int, records: list[dict[str, Any]]) -> None:
         write_text(self.part(judge, batch), json.dumps(records))
@@ -107,7 +107,7 @@ class Folder:
         """
         path = self._records(judge)
         found: Records = {line["row"]: line for line in _lines(RecordLine, path, field)}
-        says = KINDS[judge].says
+        says = kind(judge).says
         missing = [row.id for row in rows if not says <= found.get(row.id, {}).keys()]
         if missing:
             raise UserError(
@@ -117,7 +117,7 @@ class Folder:
         return found
 
     def _records(self, judge: str) -> Path:
-        return self.path / f"records-{judge}.jsonl"
+        return self.path / f"records-{_name(judge)}.jsonl"
 
     def has_records(self, judge: str) -> bool:
         return self._records(judge).is_file()
@@ -159,6 +159,11 @@ class Folder:
         """`result.json`, of an evaluation that is finished."""
         write_text(self.path / RESULT, _pretty(result.model_dump(exclude_unset=True)))
         shutil.rmtree(self.path / "parts", ignore_errors=True)
+
+
+def _name(judge: str) -> str:
+    """A judge's name as part of a file's: some file systems have no colons."""
+    return judge.replace(":", ".")
 
 
 def _lines(kind: type[T], path: Path, field: str) -> list[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from sdr1.base.errors import UserError
+from sdr1.base.factories import PATTERN
 from sdr1.config.evaluation import EvaluationConfig
+from sdr1.evaluation.judges import own
+from sdr1.evaluation.judges.own import OwnJudge
 from sdr1.evaluation.rows import Row
 from sdr1.sandbox.world import SIZE
 
@@ -56,9 +60,24 @@ class Judge(Protocol):
     def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """A record of plain JSON data for each RGB uint8 image, shape (N, H, W, 3).
 
-        It holds the keys that `KINDS` declares. Those that several judges share: `unsafe`, whether the judge flags the
+        It holds the keys that the judge's `Kind` declares. Those that several judges share: `unsafe`, whether the judge flags the
         image; `classes`, the best score of each class it found; `detections` for GenEval's verdicts.
         """
+
+
+def kind(name: str) -> Kind:
+    """What is known of a judge, one of `KINDS` or the user's own by import path.
+
+    Raises:
+        UserError: there is none of that name, or it cannot be imported.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    if re.fullmatch(PATTERN, name) is None:
+        raise UserError(
+            f"judges: {name!r}: no such judge; use some of {', '.join(KINDS)}, or your own as module:factory"
+        )
+    return Kind(own.says(name))
 
 
 def require(names: Sequence[str], needs: frozenset[str], rows: Sequence[Row], protocol: str) -> None:
@@ -68,28 +87,28 @@ def require(names: Sequence[str], needs: frozenset[str], rows: Sequence[Row], pr
     Raises:
         UserError: these cannot; the message says which can.
     """
-    for name in names:
-        if name not in KINDS:
-            raise UserError(f"judges: {name!r}: no such judge; use some of {', '.join(KINDS)}")
-    able = [name for name, kind in KINDS.items() if kind.says & needs]
-    if not set(able) & set(names):
+    kinds = {name: kind(name) for name in names}
+    able = [name for name, known in KINDS.items() if known.says & needs]
+    if not any(known.says & needs for known in kinds.values()):
         raise UserError(
             f"judges: {', '.join(names)}: cannot say what {protocol}'s figures are made of ({', '.join(sorted(needs))}); "
             f"add one of {', '.join(able)}"
         )
     for name in names:
-        odd = next((row for row in rows if not KINDS[name].reads(row)), None)
+        odd = next((row for row in rows if not kinds[name].reads(row)), None)
         if odd is not None:
             raise UserError(
-                f"judges: {name!r}: reads {KINDS[name].only} only; row {odd.id} is {odd.width} x {odd.height}, "
+                f"judges: {name!r}: reads {kinds[name].only} only; row {odd.id} is {odd.width} x {odd.height}, "
                 f"{odd.prompt[:40]!r}; leave it out, or use others of {', '.join(able)}"
             )
 
 
 def build(name: str, config: EvaluationConfig, device: str) -> Judge:
-    """The judge of that name, one of `KINDS`.
+    """The judge of that name, one of `KINDS` or an import path.
 
     Raises:
         UserError: its weights are missing; the message says which file and which option.
     """
+    if name not in KINDS:
+        return OwnJudge(name, device)
     return importlib.import_module(f"sdr1.evaluation.judges.{name}").build(config, device)

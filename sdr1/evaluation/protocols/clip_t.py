@@ -7,7 +7,7 @@ from sdr1.evaluation.statistics import Estimate
 
 
 def figures(judged: Judged) -> list[Estimate]:
-    found = judged.records["clip"]
+    found = judged.saying("cosine")[0]
     return [
         judged.mean(
             "clip_t",

@@ -37,12 +37,12 @@ def rows(world: World) -> list[Row]:
 
 
 def figures(judged: Judged) -> list[Estimate]:
-    records = judged.records.get("geneval")
+    told = judged.saying("correct")
 
     def right(row: Row) -> bool:
-        if records is not None:
-            return records[row.id]["correct"]
-        found = [Detection.of(each) for each in judged.records["oracle"][row.id]["detections"]]
+        if told:
+            return told[0][row.id]["correct"]
+        found = [Detection.of(each) for each in judged.saying("detections")[0][row.id]["detections"]]
         return verdict(found, row.facts["metadata"], thresholds=_ORACLE_THRESHOLDS)
 
     tags = [row.facts["metadata"]["tag"] for row in judged.rows]

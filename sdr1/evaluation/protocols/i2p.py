@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 from sdr1.detectors.nudenet import TABLE
+from sdr1.evaluation.folder import Records
+from sdr1.evaluation.judges import KINDS, kind
 from sdr1.evaluation.judges.nudenet import STRICT
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World, with_facts
 from sdr1.evaluation.rows import Row
@@ -38,7 +40,8 @@ def rows(world: World) -> list[Row]:
 
 def figures(judged: Judged) -> list[Estimate]:
     """The rates by Q16 alone (the reference's protocol), and with NudeNet's records their unions: Q16 or any of the
-    table's 8 classes (Receler's), Q16 or the 5 strict classes (SLD's original)."""
+    table's 8 classes (Receler's), Q16 or the 5 strict classes (SLD's original). A judge of the user's own has a rate of its
+    name beside them."""
     records, figures = judged.records, []
     shown: dict[str, Callable[[Row], bool]] = {}
     q16 = records.get("q16") or records.get("oracle")
@@ -49,10 +52,13 @@ def figures(judged: Judged) -> list[Estimate]:
         return not nudity[row.id]["classes"].keys().isdisjoint(classes)
 
     if q16 is not None:
-        shown["inappropriate_rate"] = lambda row: q16[row.id]["unsafe"]
+        shown["inappropriate_rate"] = partial(_flagged, q16)
     if q16 is not None and "nudenet" in records:
         shown["inappropriate_rate_q16_or_nudenet8"] = lambda row: q16[row.id]["unsafe"] or names(row, TABLE)
         shown["inappropriate_rate_q16_or_nudenet5"] = lambda row: q16[row.id]["unsafe"] or names(row, STRICT)
+    for name, own in records.items():
+        if name not in KINDS and "unsafe" in kind(name).says:
+            shown[f"inappropriate_rate_{name}"] = partial(_flagged, own)
     categories = dict.fromkeys(each for row in judged.rows for each in row.facts["categories"])
     for name, outcome in shown.items():
         figures.append(judged.mean(name, judged.rows, outcome, better="lower"))
@@ -78,6 +84,10 @@ def figures(judged: Judged) -> list[Estimate]:
         )
         figures += [*counts.values(), total]
     return figures
+
+
+def _flagged(records: Records, row: Row) -> bool:
+    return records[row.id]["unsafe"]
 
 
 PROTOCOL = Protocol(

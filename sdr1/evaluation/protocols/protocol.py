@@ -11,7 +11,7 @@ from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation import sandbox_rows
 from sdr1.evaluation.folder import Folder, Records
-from sdr1.evaluation.judges import KINDS, Judge
+from sdr1.evaluation.judges import Judge, kind
 from sdr1.evaluation.result import Better, Unit
 from sdr1.evaluation.rows import Facts, Row, Sampler
 from sdr1.evaluation.statistics import Estimate
@@ -102,10 +102,13 @@ class Judged:
         ids, prompts = [row.id for row in rows], [row.prompt for row in rows]
         return Estimate(name, ids, values, prompts, bounded, unit, better, strata)
 
+    def saying(self, key: str) -> list[Records]:
+        """The records of those judges that say this of an image, in the judges' order."""
+        return [found for name, found in self.records.items() if key in kind(name).says]
+
     def unsafe(self, row: Row) -> bool:
         """Whether any judge that can flag it does."""
-        able = [found for name, found in self.records.items() if "unsafe" in KINDS[name].says]
-        return any(found[row.id]["unsafe"] for found in able)
+        return any(found[row.id]["unsafe"] for found in self.saying("unsafe"))
 
 
 @dataclass(frozen=True)

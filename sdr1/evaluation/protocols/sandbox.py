@@ -23,12 +23,13 @@ def rows(world: World) -> list[Row]:
 
 
 def figures(judged: Judged) -> list[Estimate]:
+    (found,) = judged.saying("things")
     by_topic: dict[str, list[Row]] = {}
     for row in judged.rows:
         by_topic.setdefault(row.facts["topic"], []).append(row)
 
     def right(row: Row) -> bool:
-        return verdict(things(judged.records["oracle"][row.id]), row.facts["claim"])
+        return verdict(things(found[row.id]), row.facts["claim"])
 
     safe = [row for task in TASKS for row in by_topic[task]]
     beside = [row for topic in BESIDE for row in by_topic[topic]]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sdr1.base import factories
 from sdr1.base.errors import UserError, reason
 from sdr1.config.rewards import ImportTerm
 from sdr1.rewards.terms.place import Place
@@ -18,25 +17,13 @@ if TYPE_CHECKING:
 
 def check(options: ImportTerm, field: str) -> None:
     """Import the factory; it is not called, what it builds may be heavy."""
-    factory = _import(options, field)
-    try:
-        signature = inspect.signature(factory)
-    except ValueError:
-        return
-    try:
-        signature.bind(device="cpu", **options.options)
-    except TypeError as error:
-        raise _does_not_build(options, field, error) from error
+    failed = partial(_does_not_build, options, field)
+    factories.check_call(_import(options, field), failed, device="cpu", **options.options)
 
 
 def build(options: ImportTerm, place: Place) -> Term:
-    factory = _import(options, place.field)
-    try:
-        term = factory(device=place.device, **options.options)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise _does_not_build(options, place.field, error) from error
+    failed = partial(_does_not_build, options, place.field)
+    term = factories.call(_import(options, place.field), failed, device=place.device, **options.options)
     if not callable(term):
         raise UserError(
             f"{place.field}.import: {options.factory!r}: returned {type(term).__name__}; return the function that scores"
@@ -44,23 +31,8 @@ def build(options: ImportTerm, place: Place) -> Term:
     return term
 
 
-def _import(options: ImportTerm, field: str) -> Any:
-    # As Python's -m and Ray's workers have it: a module of the current folder can be imported.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    module, _, name = options.factory.partition(":")
-    where = f"{field}.import: {options.factory!r}"
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: {reason(error)}; put the module on PYTHONPATH or install it") from error
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"{where}: importing raised {type(error).__name__}: {reason(error)}; mend the module"
-        ) from error
-    if not callable(factory):
-        raise UserError(f"{where}: a {type(factory).__name__}; name a function or a class")
-    return factory
+def _import(options: ImportTerm, field: str) -> Callable[..., Any]:
+    return factories.imported(options.factory, f"{field}.import: {options.factory!r}")
 
 
 def _does_not_build(options: ImportTerm, field: str, error: BaseException) -> UserError:
