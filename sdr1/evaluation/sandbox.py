@@ -1,4 +1,4 @@
-"""The sandbox's protocol in one process, with nothing written: for the demo, beside training, for the recipe."""
+"""The sandbox's protocol in one process, with nothing written: beside training, and for the recipe."""
 
 from __future__ import annotations
 

@@ -7,10 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,20 +20,19 @@ import numpy as np
 from sdr1.base.errors import Terminated, UserError
 from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
 from sdr1.base.plain_data import flatten
-from sdr1.base.process import prepare_process
 from sdr1.base.section import SANDBOX
 from sdr1.config.files import PRESETS, load
 from sdr1.config.training import Config
-from sdr1.evaluation.folder import Records
+from sdr1.evaluation.folder import Folder, Records
 from sdr1.evaluation.judges.oracle import things
 from sdr1.evaluation.painter import Painter
+from sdr1.evaluation.place import Place
 from sdr1.evaluation.protocols.sandbox import TRAINED, UNTRAINED, figures_of
 from sdr1.evaluation.rows import Row
-from sdr1.evaluation.sandbox import oracle_records
-from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
+from sdr1.evaluation.run import evaluate
+from sdr1.evaluation.sandbox_rows import rows_of
 from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
-from sdr1.sandbox.prompts import TOPICS
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
@@ -245,15 +246,14 @@ def _measure_both(model: str, images: int, seed: int) -> list[dict[str, Any]]:
 
 
 def _measure(model: str, images: int, seed: int) -> dict[str, Any]:
-    """What `sdr1 evaluate sandbox images=IMAGES seed=SEED` finds, as one side of the table."""
-    prepare_process(1)
-    drawn = rows_of(TOPICS, images, seed)
-    return {
-        "split": "final",
-        "seed": seed,
-        "sampler": asdict(DEPLOYED),
-        **rates(drawn, oracle_records(load_pipeline(model), drawn)),
-    }
+    """`sdr1 evaluate sandbox --model MODEL images=IMAGES seed=SEED`, as one side of the table."""
+    settings = {"images": images, "seed": seed}
+    with TemporaryDirectory() as out, open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        folder = Folder(Path(out) / "evaluation")
+        evaluate("sandbox", model, folder.path, settings, Place(local=True))
+        drawn = [line.to_row() for line in folder.manifest()]
+        records = folder.records("oracle", drawn)
+    return {"split": "final", "seed": seed, "sampler": asdict(drawn[0].sampler), **rates(drawn, records)}
 
 
 def rates(drawn: Sequence[Row], records: Records) -> dict[str, Any]:
