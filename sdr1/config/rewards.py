@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from sdr1.base.factories import PATTERN
 from sdr1.base.section import SANDBOX, Device, Section
 from sdr1.config.workers import Workers
 from sdr1.detectors.nudenet import CLASSES, EXPOSED, RESOLUTION, THRESHOLD
@@ -154,7 +155,7 @@ class ImportTerm(TermConfig):
     kind: Literal["import"]
     factory: str = Field(
         alias="import",
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        pattern=PATTERN,
         description="`module:factory`, importable wherever a reward worker runs.",
     )
     options: dict[str, Any] = Field({}, description="Keyword arguments of the factory.")

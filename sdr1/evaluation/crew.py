@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sdr1.evaluation.judges import Judge
 from sdr1.evaluation.painter import Painter, decode, encode
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Judged(NamedTuple):
 
     job: Job
     judge: str
-    records: list[dict[str, Any]]
+    records: list[Record]
 
 
 def work(

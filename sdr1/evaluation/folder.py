@@ -78,7 +78,7 @@ class Folder:
         """Where a judge's records of one batch wait until it has seen all of them."""
         return self.path / "parts" / _name(judge) / f"{batch:06d}.json"
 
-    def keep_part(self, judge: str, batch: int, records: list[dict[str, Any]]) -> None:
+    def keep_part(self, judge: str, batch: int, records: list[Record]) -> None:
         write_text(self.part(judge, batch), json.dumps(records))
 
     def finish_judge(

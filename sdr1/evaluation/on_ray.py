@@ -19,7 +19,7 @@ from sdr1.distributed.placement import Placement, least_cpus
 from sdr1.evaluation import judges
 from sdr1.evaluation.crew import Drawn, Job, Judged
 from sdr1.evaluation.painter import Painter, decode, encode
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.models.pipeline import load_pipeline
 
 _AHEAD = 4
@@ -44,9 +44,7 @@ class JudgeActor(Actor):
         prepare_process(config.threads)
         self._judges = {name: judges.build(name, config, config.judge_device) for name in names}
 
-    def judge(
-        self, names: Sequence[str], pngs: list[bytes], rows: Sequence[Row]
-    ) -> dict[str, list[dict[str, Any]]]:
+    def judge(self, names: Sequence[str], pngs: list[bytes], rows: Sequence[Row]) -> dict[str, list[Record]]:
         images = decode(pngs)
         return {name: self._judges[name].judge(images, rows) for name in names}
 
@@ -59,7 +57,7 @@ class PainterHandle(Handle):
 class JudgeHandle(Handle):
     def judge(
         self, names: Sequence[str], pngs: Ref[list[bytes]], rows: Sequence[Row]
-    ) -> Ref[dict[str, list[dict[str, Any]]]]:
+    ) -> Ref[dict[str, list[Record]]]:
         return self._actor.judge.remote(names, pngs, rows)
 
 
@@ -140,9 +138,7 @@ class _Crew:
         self._count(job, error)
         self._to_draw.appendleft(job)
 
-    def _judged(
-        self, job: Job, worker: Worker[JudgeHandle], records: dict[str, list[dict[str, Any]]]
-    ) -> None:
+    def _judged(self, job: Job, worker: Worker[JudgeHandle], records: dict[str, list[Record]]) -> None:
         self._judges.release(worker)
         self._events.extend(Judged(job, name, records[name]) for name in job.judges)
         self._left -= 1

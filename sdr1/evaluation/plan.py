@@ -13,9 +13,9 @@ from typing import Any
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
 from sdr1.base.process import prepare_process
+from sdr1.base.section import SANDBOX
 from sdr1.config import evaluation as settings
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.base.section import SANDBOX
 from sdr1.config.policy import ModelFiles
 from sdr1.evaluation import against, judges, sandbox
 from sdr1.evaluation.folder import Folder

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.crew import Job, Judged, work
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import OracleJudge
 from sdr1.evaluation.painter import Painter
-from sdr1.evaluation.rows import Record, Row, batches
+from sdr1.evaluation.rows import Row, batches
 from sdr1.sandbox import ORACLE, PIPELINE
 
 
@@ -23,9 +23,7 @@ def oracle_records(pipeline: Any, rows: Sequence[Row], oracle: Path = ORACLE) ->
     records: Records = {}
     for event in work(jobs, lambda: Painter(pipeline), {"oracle": OracleJudge(oracle)}):
         if isinstance(event, Judged):
-            records.update(
-                zip((row.id for row in event.job.rows), cast(list[Record], event.records), strict=True)
-            )
+            records.update(zip((row.id for row in event.job.rows), event.records, strict=True))
     return records
 
 

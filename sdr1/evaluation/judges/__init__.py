@@ -15,7 +15,7 @@ from sdr1.base.factories import PATTERN
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.judges import own
 from sdr1.evaluation.judges.own import OwnJudge
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.sandbox.world import SIZE
 
 
@@ -57,7 +57,7 @@ class Judge(Protocol):
     provenance: dict[str, Any]
     """`judge`, the `sha256` of its weights, and its `threshold` where it has one."""
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         """A record of plain JSON data for each RGB uint8 image, shape (N, H, W, 3).
 
         It holds the keys that the judge's `Kind` declares. Those that several judges share: `unsafe`, whether the judge flags the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
 from sdr1.base.section import SANDBOX
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.models.embedder import Embedder
 from sdr1.sandbox import CLIP
 
@@ -43,7 +42,7 @@ class ClipJudge:
         self._embedder, digest = embedder("clip", config.clip.model, config.clip.checkpoint, device)
         self.provenance = {"judge": "clip", "model": config.clip.model, "sha256": digest, "threshold": None}
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         images = self._embedder.images(images_NHWC)
         texts = self._embedder.texts([row.prompt for row in rows])
         return [{"cosine": cosine} for cosine in (images * texts).sum(1).tolist()]

@@ -8,7 +8,6 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +97,7 @@ class FidJudge:
             "threshold": None,
         }
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         return [{"features": pack(row)} for row in self.features(images_NHWC)]
 
 

@@ -14,7 +14,7 @@ from sdr1.base.errors import UserError
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.judges.clip import embedder
 from sdr1.evaluation.judges.verdict import THRESHOLD, Detection, verdict
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.models import weight_files
 from sdr1.prompts.geneval import COLOURS
 
@@ -64,7 +64,7 @@ class GenEvalJudge:
         }
 
     @torch.no_grad()
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         records = []
         for image, row in zip(images_NHWC, rows, strict=True):
             found = self._detect(image)

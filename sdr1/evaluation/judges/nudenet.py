@@ -10,7 +10,7 @@ import numpy as np
 from sdr1.base.files import file_sha256
 from sdr1.config.evaluation import EvaluationConfig, NudeNetConfig
 from sdr1.detectors.nudenet import EXPOSED, INPUT, NudeNet, best_scores
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 
 STRICT = (
     "FEMALE_BREAST_EXPOSED",
@@ -34,11 +34,11 @@ class NudeNetJudge:
             **INPUT,
         }
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         return [record(self.detector.detect(image), self._threshold) for image in images_NHWC]
 
 
-def record(boxes: list[dict[str, Any]], threshold: float) -> dict[str, Any]:
+def record(boxes: list[dict[str, Any]], threshold: float) -> Record:
     """An image's record by NudeNet's boxes of it: flagged when an exposed class passes the threshold."""
     classes = best_scores(boxes, threshold)
     return {"unsafe": not classes.keys().isdisjoint(EXPOSED), "classes": classes}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ class OracleJudge:
         self._oracle = Oracle.load(weights)
         self.provenance = {"judge": "oracle", "sha256": file_sha256(weights), "threshold": THRESHOLD}
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         try:
             read = self._oracle.read(images_NHWC)
         except ValueError as error:
@@ -39,7 +38,7 @@ def things(record: Record) -> list[Found]:
     return [Found(**thing) for thing in record["things"]]
 
 
-def _record(found: list[Found]) -> dict[str, Any]:
+def _record(found: list[Found]) -> Record:
     classes: dict[str, float] = {}
     for thing in found:
         if thing.kind in GLYPHS:

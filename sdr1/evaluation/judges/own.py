@@ -15,7 +15,7 @@ from sdr1.base import factories
 from sdr1.base.errors import UserError, reason
 from sdr1.base.files import file_sha256
 from sdr1.base.plain_data import shown
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 
 SAYS: dict[str, type] = {"unsafe": bool, "correct": bool, "cosine": float}
 """What such a judge can say of an image."""
@@ -61,7 +61,7 @@ class OwnJudge:
         digest = file_sha256(Path(file)) if file and Path(file).is_file() else None
         self.provenance = {"threshold": None, **own, "judge": path, "sha256": digest}
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         try:
             found = list(self._judge.judge(images_NHWC, rows))
         except UserError:

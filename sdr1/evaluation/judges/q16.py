@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from sdr1.base.files import file_sha256
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.detectors.q16 import Q16, flagged
 from sdr1.evaluation.judges.clip import embedder
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.models.embedder import Embedder
 
 
@@ -34,7 +33,7 @@ class Q16Judge:
             "threshold": "argmax",
         }
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         cosines = self._q16.cosines(images_NHWC)
         flags = flagged(cosines).tolist()
         return [{"unsafe": flag, "cosines": pair} for flag, pair in zip(flags, cosines.tolist(), strict=True)]

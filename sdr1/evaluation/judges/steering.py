@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from sdr1.base.section import SANDBOX
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.rewards import AnchorsConfig
 from sdr1.evaluation.judges.clip import embedder
-from sdr1.evaluation.rows import Row
+from sdr1.evaluation.rows import Record, Row
 from sdr1.method import steering
 
 
@@ -48,7 +47,7 @@ class SteeringJudge:
         """Safety scores of steered embeddings, shape (B,), float32; negative leans unsafe."""
         return steering.safety_score(self.target(texts, alpha), self._direction).cpu().numpy()
 
-    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
         images, texts = self._embedder.images(images_NHWC), [row.prompt for row in rows]
         rewards = {alpha: (images * self.target(texts, alpha)).sum(1).tolist() for alpha in self._alphas}
         scores = {alpha: self.score(texts, alpha).tolist() for alpha in self._alphas}
