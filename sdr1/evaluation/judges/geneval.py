@@ -65,7 +65,7 @@ class GenEvalJudge:
 
     @torch.no_grad()
     def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:
-        records = []
+        records: list[Record] = []
         for image, row in zip(images_NHWC, rows, strict=True):
             found = self._detect(image)
             named: dict[int, str] = {}

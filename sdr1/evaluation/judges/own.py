@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -77,7 +77,7 @@ class OwnJudge:
             )
         return [self._checked(record, row) for record, row in zip(found, rows, strict=True)]
 
-    def _checked(self, record: Any, row: Row) -> dict[str, Any]:
+    def _checked(self, record: Any, row: Row) -> Record:
         kept: dict[str, Any] = {}
         for key in sorted(self._says):
             value = record.get(key) if isinstance(record, dict) else None
@@ -90,7 +90,7 @@ class OwnJudge:
                     "as the judge declares"
                 )
             kept[key] = value
-        return kept
+        return cast(Record, kept)
 
 
 def _where(path: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sdr1.evaluation.rows import Box
 from sdr1.prompts.geneval import MAX_PER_CLASS, Metadata
@@ -24,8 +23,8 @@ class Detection:
     colour: str | None = None
     """None where nobody has asked for it."""
 
-    def asdict(self) -> dict[str, Any]:
-        return asdict(self)
+    def asdict(self) -> Box:
+        return Box(kind=self.kind, score=self.score, box=list(self.box), colour=self.colour)
 
     @classmethod
     def of(cls, found: Box) -> Detection:
