@@ -111,13 +111,13 @@ class _Crew:
                 ref, partial(self._drawn, job, worker, ref), partial(self._draw_lost, job, worker)
             )
         while self._to_judge and self._judges.idle:
-            (job, pngs), worker = self._to_judge.popleft(), self._judges.idle.popleft()
+            (job, pngs), judge = self._to_judge.popleft(), self._judges.idle.popleft()
             if pngs is None:
                 assert job.drawn is not None
                 pngs = ray.put(job.drawn())
-            ref = worker.actor.judge(job.judges, pngs, job.rows)
+            judged = judge.actor.judge(job.judges, pngs, job.rows)
             self._calls.add(
-                ref, partial(self._judged, job, worker), partial(self._judge_lost, job, worker, pngs)
+                judged, partial(self._judged, job, judge), partial(self._judge_lost, job, judge, pngs)
             )
 
     def _drawn(
