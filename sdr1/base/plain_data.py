@@ -69,7 +69,7 @@ def read_bytes(path: Path, field: str = "") -> bytes:
     try:
         # Opening a pipe would wait for its writer.
         if not path.is_file():
-            raise UserError(f"{place}: no such file")
+            raise UserError(f"{place}: no such file; give one that is there")
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{place}: cannot be read: {error.strerror}") from error
@@ -222,7 +222,9 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         inner = next(iter(flatten(first["input"])), None) if isinstance(first["input"], dict) else None
         field = f"{field}.{inner}" if inner else field
-        return f"{shown(field)[1:-1]}: unknown key; close to it: {_close_keys(field, model)}{more}"
+        close = _close_keys(field, model)
+        fix = f"close to it: {', '.join(close)}" if close else "leave it out"
+        return f"{shown(field)[1:-1]}: unknown key; {fix}{more}"
     if first["type"] == "odd_value":
         name, problem = first["ctx"]["name"], first["ctx"]["problem"]
         return f"{'.'.join(filter(None, (field, name)))}: {shown(first['input'][name])}: {problem}{more}"
@@ -234,11 +236,11 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
     return f"{field}: {shown(first['input'])}: {message}{more}"
 
 
-def _close_keys(field: str, model: type[BaseModel]) -> str:
+def _close_keys(field: str, model: type[BaseModel]) -> list[str]:
     import difflib
 
     keys = [key for key, _ in describe(model)]
-    return ", ".join(difflib.get_close_matches(field[:200], keys, n=3, cutoff=0.4)) or "none"
+    return difflib.get_close_matches(field[:200], keys, n=3, cutoff=0.4)
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdr1.cli.options import Address, Local
+from sdr1.base.errors import UserError
+from sdr1.cli.options import Address, Local, one_place
 
 if TYPE_CHECKING:
     from sdr1.evaluation.result import Result
@@ -56,6 +57,11 @@ def evaluate(
 
     Example: `sdr1 evaluate sandbox --model outputs/demo/run/model --out outputs/trained images=50`
     """
+    one_place(local, ray_address)
+    if suite is not None and protocol != "suite":
+        raise UserError(
+            f"--suite: {str(suite)!r}: {protocol} is one protocol; use `sdr1 evaluate suite`, or drop it"
+        )
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
     from sdr1.evaluation.place import Place
@@ -88,6 +94,7 @@ def judge(
 
     Example: `sdr1 judge i2p --images drawn --out outputs/judged prompts=i2p.csv judges=[nudenet]`
     """
+    one_place(local, ray_address)
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
     from sdr1.evaluation.place import Place

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdr1.cli.options import MOST_ROW_SEED, Local, Overrides
+from sdr1.cli.options import MOST_ROW_SEED, Local, Overrides, different
 
 app = typer.Typer(no_args_is_help=True, help="The small world that needs no download: see it, train it.")
 
@@ -78,7 +78,7 @@ def demo(
     """
     from sdr1.studies.demo import run
 
-    run(out, seeds=seed or [0], images=images, overrides=overrides or [])
+    run(out, seeds=different(seed, [0]), images=images, overrides=overrides or [])
 
 
 @app.command("ablation")
@@ -108,7 +108,7 @@ def ablation(
 
     run(
         out,
-        seeds=seed or [101, 102, 103],
+        seeds=different(seed, [101, 102, 103]),
         images=images,
         overrides=overrides or [],
         only=only or [],

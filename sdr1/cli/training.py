@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from sdr1.base.errors import UserError
-from sdr1.cli.options import MOST_SEED, ConfigFile, Overrides
+from sdr1.cli.options import MOST_SEED, ConfigFile, Overrides, different, one_place
 
 
 def train(
@@ -35,10 +35,7 @@ def train(
     """
     from sdr1.config.files import load
 
-    if local and ray_address:
-        raise UserError(
-            f"--ray-address: {ray_address!r} with --local: a local run has no cluster; drop one of them"
-        )
+    one_place(local, ray_address)
     changes = list(overrides or ())
     if resume is not None:
         from sdr1.training.checkpoint import folder_of
@@ -137,4 +134,4 @@ def sample(
 
     files = checked(ModelFiles, from_overrides(overrides or []))
     sampler = Sampler(scheduler, steps, guidance_scale)
-    print(draw(model, prompt, seed or [0, 1, 2], out, sampler, base, files))
+    print(draw(model, prompt, different(seed, [0, 1, 2]), out, sampler, base, files))

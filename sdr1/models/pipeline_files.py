@@ -51,7 +51,8 @@ def locate(config: PolicyConfig) -> Path | None:
 
         return PIPELINE
     path = Path(config.model)
-    if path.exists():
+    # An empty name would be the working directory.
+    if config.model and path.exists():
         # Absolute: the libraries ask the hub for a relative folder that lacks a part.
         return path.absolute()
     first, slash, rest = config.model.partition("/")

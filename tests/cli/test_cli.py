@@ -101,6 +101,30 @@ USAGE = {
     "no number": (["prompts", "compose", "--count", "x", "a.jsonl"], ["--count: 'x'", "integer"]),
     "unknown choice": (["sandbox", "draw", "x"], ["'x' is not one of 'world'", "sdr1 sandbox draw --help"]),
     "too many arguments": (["config", "schema", "more"], ["(more)", "see `sdr1 config schema --help`"]),
+    "a list of protocols for one": (
+        ["evaluate", "sandbox", "--suite", "x.yaml"],
+        ["--suite: 'x.yaml'", "`sdr1 evaluate suite`"],
+    ),
+    "one process on a cluster": (
+        ["evaluate", "sandbox", "--local", "--ray-address", "auto"],
+        ["--ray-address: 'auto' with --local", "drop one"],
+    ),
+    "one process on a cluster, judged": (
+        ["judge", "i2p", "--images", "x", "--local", "--ray-address", "auto"],
+        ["--ray-address: 'auto' with --local", "drop one"],
+    ),
+    "a seed twice in a demo": (["sandbox", "demo", "--seed", "1", "--seed", "1"], ["--seed: 1: given twice"]),
+    "a seed twice in an ablation": (["sandbox", "ablation", "--seed", "1", "--seed", "1"], ["--seed: 1:"]),
+    "a seed twice in a sample": (
+        ["sample", "x", "--prompt", "a", "--seed", "1", "--seed", "1"],
+        ["--seed: 1:"],
+    ),
+    "no name of a model": (["sample", "", "--prompt", "a"], ["policy.model: ''", "give `sandbox`"]),
+    "a key like no other": (["config", "show", SMOKE, "qqqqqq=1"], ["qqqqqq: unknown key; leave it out"]),
+    "another model's evaluation that is not there": (
+        ["evaluate", "sandbox", "--against", "nowhere"],
+        ["--against: nowhere/result.json: no such file; give one that is there"],
+    ),
 }
 
 
