@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
+
+from sdr1.base.files import write_bytes, write_text
 
 Schedule = Callable[[float], float]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and moves it there when the body has succeeded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    with replacing(path) as draft:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, draft)
+    write_bytes(path, save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -38,8 +26,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def warmup_then_linear(warmup: float, decay_from: float) -> Schedule:
@@ -107,5 +94,7 @@ def train(
             sums, seen = {}, 0
         if done % checkpoint_every == 0 or done == steps:
             save_tensors(module.state_dict(), weights)
-            with replacing(state) as draft:
-                torch.save({"optimizer": optimizer.state_dict(), "step": done}, draft)
+            # Into memory first: torch says of a full disk that its writer is no file.
+            content = io.BytesIO()
+            torch.save({"optimizer": optimizer.state_dict(), "step": done}, content)
+            write_bytes(state, content.getvalue())

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sdr1.base.files import disk_errors
 from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear
 from sdr1.recipe.data import generator, training_set
 from sdr1.recipe.vae import encode
@@ -154,4 +155,5 @@ def _save(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder)
+    with disk_errors():
+        pipeline.save_pretrained(folder)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from sdr1.base.files import disk_errors
 from sdr1.recipe.common import train, warmup_then_linear
 from sdr1.recipe.data import generator, test_set, to_unit, training_set
 
@@ -46,7 +47,8 @@ def build_vae(out: Path, work: Path) -> dict[str, float]:
     train("vae", vae, groups, loss_at, STEPS, warmup_then_linear(0.03, 0.5), work)
     vae.eval()
     whiten(vae, encode(vae, pictures[:8000]))
-    vae.save_pretrained(out / "pipeline" / "vae")
+    with disk_errors():
+        vae.save_pretrained(out / "pipeline" / "vae")
     unseen = test_set()[1]
     latents = encode(vae, unseen)
     error = F.mse_loss(decode(vae, latents), to_unit(unseen)).item()

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from sdr1.base.files import disk_errors
 from sdr1.sandbox.captions import VOCABULARY
 
 LENGTH = 16
@@ -42,7 +43,8 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         pad_token=END,
         unk_token=END,
     )
-    tokenizer.save_pretrained(folder)
+    with disk_errors():
+        tokenizer.save_pretrained(folder)
     return tokenizer
 
 

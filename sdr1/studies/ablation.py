@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_figure, write_text
-from sdr1.base.plain_data import peek
+from sdr1.base.plain_data import peek, read_as
 from sdr1.config.files import load
 from sdr1.config.training import Config
 from sdr1.studies.demo import PRESET, judge
@@ -50,6 +51,16 @@ NOISE = {
 """Initial noise of a group or of each sample; noise in the preset's window of steps or in all but the last."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Those of the paper's sweep."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is read of a cell's `summary.json`: the rates of the base and of the trained model."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 _RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept")
 
 
@@ -148,8 +159,7 @@ def _make(
 def _base(out: Path, seed: int) -> dict[str, Any] | None:
     """The base model's rates, where an earlier cell has judged it."""
     for path in out.glob(f"cells/*/seed-{seed}/summary.json"):
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["before"]
-        return before
+        return read_as(Cell, path).before
     return None
 
 
@@ -170,7 +180,7 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
     for seed in seeds:
         path = out / "cells" / cell / f"seed-{seed}" / "summary.json"
         if path.is_file():
-            found[seed] = json.loads(path.read_text(encoding="utf-8"))["after"]
+            found[seed] = read_as(Cell, path).after
     if not found:
         return None
     rates = {

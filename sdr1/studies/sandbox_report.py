@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import nullcontext, redirect_stdout
@@ -11,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.files import refuse_foreign
+from sdr1.base.plain_data import peek
 from sdr1.base.section import SANDBOX
 from sdr1.evaluation.place import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
 from sdr1.report.page import MARKER, write
 from sdr1.studies import demo
+
+_WEIGHTS = "weights_sha256"
 
 
 def run(
@@ -31,10 +33,10 @@ def run(
     # The page comes last, after hours.
     refuse_foreign(out, MARKER, "report", "--out")
     summary = demo_folder / "run" / "summary.json"
-    if not summary.is_file():
+    if not peek(summary, _WEIGHTS, str):
         print(f"1/4 training the demo's model in {demo_folder}", flush=True)
         demo.run(demo_folder, seeds=[0], images=60, overrides=[])
-    weights = json.loads(summary.read_text(encoding="utf-8"))["weights_sha256"]
+    weights = peek(summary, _WEIGHTS, str)
     model, base, trained = (
         demo_folder / "run" / "model",
         evaluations / "base",

@@ -83,7 +83,7 @@ def held(config: Config) -> Iterator[None]:
         lock = open(run / "lock", "a")  # noqa: SIM115
     except OSError as error:
         raise UserError(
-            f"run.directory: {run}: cannot be written ({error.strerror}); choose another folder"
+            f"run.directory: {run}: cannot be written ({error.strerror}); change its permissions, make room, or choose another folder"
         ) from error
     with lock:
         try:

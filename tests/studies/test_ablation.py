@@ -149,3 +149,14 @@ def test_the_penalty_is_the_oracles():
     with_penalty = Scorer(reward).score(images, Prompt("a red circle", "safe"))
     without = Scorer(RewardConfig(kind="plain")).score(images, Prompt("a red circle", "safe"))
     assert with_penalty.rewards - without.rewards == pytest.approx([0, -1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, "{}", '{"before": {}, "after": 3}'], ids=["torn", "deep", "empty", "odd"]
+)
+def test_a_damaged_cell_is_named(stub, tmp_path, content):
+    run(tmp_path, only=["plain"], seeds=[1])
+    cell = tmp_path / "cells" / "plain" / "seed-1" / "summary.json"
+    cell.write_text(content)
+    with pytest.raises(UserError, match=rf"^{cell}: .*: make it again, or leave it out"):
+        run(tmp_path, only=["plain"], seeds=[1])
