@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -330,16 +331,82 @@ def usage(rng: random.Random, folder: Path) -> Drawn:
     return [*command, *more, *(["--stage", "bogus"] if command[-1] == "build" else [])]
 
 
-CASES: dict[str, tuple[Case, int]] = {
-    "config values": (config_values, 30),
-    "config text": (config_text, 30),
-    "overrides": (overrides, 30),
-    "model folder": (model_folder, 25),
-    "single file": (single_file, 10),
-    "prompt file": (prompt_file, 30),
-    "evaluation settings": (evaluation_settings, 15),
-    "usage": (usage, 40),
+CASES: dict[str, tuple[Case, int, float]] = {
+    "config values": (config_values, 30, 0.6),
+    "config text": (config_text, 30, 0.5),
+    "overrides": (overrides, 30, 0.6),
+    "model folder": (model_folder, 25, 0.4),
+    "single file": (single_file, 10, 0.6),
+    "prompt file": (prompt_file, 30, 0.4),
+    "evaluation settings": (evaluation_settings, 15, 0.4),
+    "usage": (usage, 40, 0.6),
 }
+"""Each with how many are drawn, and the least share of them that is refused: the rest happens to be good input."""
+KEYS = {
+    part
+    for model in (Config, EvaluationConfig)
+    for key, _ in describe(model)
+    for part in (key, key.rpartition(".")[2])
+}
+
+
+def tells(line: str, arguments: Drawn, folder: Path) -> bool:
+    """Whether a refusal names a field, an option, or a value or file that was given."""
+    given = {part for word in arguments for part in re.split(r"[=,]", word)}
+    files = {path.name for path in folder.rglob("*")}
+    words = {word for word in KEYS | given | files if len(word) > 1} | {
+        "PROTOCOL",
+        "MODEL",
+        "RUN",
+        "CONFIG",
+        "SOURCES",
+        "OUT",
+    }
+    return any(word[:40] in line for word in words)
+
+
+REFUSED: dict[str, list[Drawn]] = {
+    "settings of a training": [
+        ["config", "check", str(SMOKE), given]
+        for given in (
+            "policy.steps=1001", "policy.steps=true", "policy.steps=yes", "policy.guidance_scale=.inf", "policy.guidance_scale=.nan",
+            "policy.size=1000000000", "policy.lora.rank=1000000000", "policy.lora.alpha=.inf", "policy.noise_window=[5,2]",
+            "polcy.steps=1", "seed=-1", "seed=1e400", "iterations=0", "prompts.per_iteration=1000000000000", "rollout.group_size=1",
+            "rollout.device=gpu", "learner.betas=[1,2]", "learner.learning_rate=-1", "reward.kind=nicer", "reward.model=", "a", "=1",
+            "policy=3", "policy.lora=[]", "learner.clip_range=null",
+        )
+    ],
+    "what a training names": [
+        train(given)
+        for given in (
+            "checkpoint.best=nothing", "policy.model=nowhere", "policy.lora.target_modules=[nope]", "prompts.path=none.csv",
+            "reward.model=local-dir:/nowhere", "reward.terms.mine.import=nowhere:factory", "reward.terms.mine.import=os:nothing",
+            "reward.terms.n={kind: nudenet, classes: [NOSE]}", "learner.device=cuda:99",
+        )
+    ],
+    "settings of an evaluation": [
+        ["evaluate", "sandbox", "--local", "--out", "out", "images=1", given]
+        for given in (
+            "sampler.scheduler=Nope", "sampler.steps=1001", "sampler.guidance_scale=.nan", "sampler.eta=2", "judges=[]", "judges=[clip]",
+            "judges=[nobody]", "judge_device=cuda:99", "device=gpu", "size=7", "batch_size=0", "seed=9000000000001", "workers=0",
+            "images=1000000000000", "threads=0", "task_timeout=.inf", "prompts=none.csv", "column=text",
+            "nudenet.resolution=0", "bogus=1",
+        )
+    ],
+    "usage": [
+        ["train"], ["train", "none.yaml"], ["evaluate"], ["evaluate", "nothing"], ["judge", "sandbox"], ["report"], ["report", "nowhere"],
+        ["export", "nowhere"], ["sample", "nowhere", "--prompt", "a"], ["sample", "sandbox"], ["sandbox", "demo", "--images", "0"],
+        ["sandbox", "demo", "--seed", "-1"], ["sandbox", "demo", "--seed", "9" * 30], ["sandbox", "ablation", "--only", "nothing"],
+        ["sandbox", "build", "--stage", "bogus"], ["sandbox", "draw", "moon"], ["prompts", "compose"], ["prompts", "compose", "a.txt"],
+        ["prompts", "compose", "--count", "1" + "0" * 30, "a.jsonl"], ["nothing"],
+    ],
+}  # fmt: skip
+"""Malformed whatever the rest says: none of these is ever taken for good."""
+PROMPT_FILES = {
+    "none.txt": "", "none.csv": "prompt,label\n", "twice.csv": "prompt,prompt\na,b\n", "label.csv": "prompt,label\na,perhaps\n",
+    "torn.jsonl": '{"text": "a"', "list.jsonl": "[1]\n", "number.jsonl": '{"text": 3}\n', "nul.txt": "a\0b\n", "deep.jsonl": "[" * 9000,
+    "kind.tsv": "prompt\ta\n", "odd.csv": "colour\nred\nblue\n",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -371,9 +438,11 @@ def offline(*_: Any, **__: Any) -> Any:
     raise OSError("no hub here")
 
 
-def hold(case: Case, name: str, count: int, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+def hold(
+    case: Case, name: str, count: int, least: float, tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
     """Draw inputs of one class; whatever breaks the promise is told with the number that draws it again."""
-    problems = []
+    problems, refused = [], 0
     first = int(os.environ.get("FUZZ_FIRST", "0"))
     for number in range(first, first + count * ROUNDS):
         folder = tmp_path / str(number)
@@ -393,9 +462,12 @@ def hold(case: Case, name: str, count: int, tmp_path: Path, monkeypatch: Any, ca
         out, said = capfd.readouterr()
         lines = said.splitlines()
         helped = not said and "Usage: " in out
+        refused += code == 2
         if code == 2 and not helped:
             if len(lines) != 1 or not lines[0].startswith("error: ") or not lines[0].isprintable():
                 problem = f"not one line: {said[:800]}"
+            elif not tells(lines[0], arguments, folder):
+                problem = f"names nothing: {said[:800]}"
             elif snapshot(folder) != before:
                 problem = f"written though refused: {sorted(snapshot(folder) - before)[:5]}: {said}"
         elif code not in (0, 2, -1):
@@ -405,22 +477,52 @@ def hold(case: Case, name: str, count: int, tmp_path: Path, monkeypatch: Any, ca
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(folder, ignore_errors=True)
     assert not problems, "\n\n".join([f"{len(problems)} of {count * ROUNDS}", *problems[:30]])
+    assert refused >= least * count * ROUNDS, f"{name}: only {refused} of {count * ROUNDS} were refused"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_malformed_input_ends_in_one_line(name, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
-    case, count = CASES[name]
-    hold(case, name, count, tmp_path, monkeypatch, capfd)
+    case, count, least = CASES[name]
+    hold(case, name, count, least, tmp_path, monkeypatch, capfd)
 
 
 def test_malformed_evaluations_end_in_one_line(
     evaluated, tmp_path, monkeypatch, capfd, stopped_where_work_begins
 ):
-    hold(evaluation_folder(evaluated), "evaluation folder", 30, tmp_path, monkeypatch, capfd)
+    hold(evaluation_folder(evaluated), "evaluation folder", 30, 0.3, tmp_path, monkeypatch, capfd)
 
 
 def test_malformed_runs_end_in_one_line(trained, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
-    hold(run_folder(trained), "run folder", 25, tmp_path, monkeypatch, capfd)
+    hold(run_folder(trained), "run folder", 25, 0.15, tmp_path, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_never_good_input_is_refused(name, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
+    monkeypatch.chdir(tmp_path)
+    for arguments in REFUSED[name]:
+        must_refuse(arguments, tmp_path, capfd)
+
+
+def test_prompts_that_are_none_are_refused(tmp_path, monkeypatch, capfd, stopped_where_work_begins):
+    monkeypatch.chdir(tmp_path)
+    for file, content in PROMPT_FILES.items():
+        (tmp_path / file).write_text(content)
+    for file in PROMPT_FILES:
+        must_refuse(train(f"prompts.path={file}"), tmp_path, capfd)
+
+
+def must_refuse(arguments: Drawn, folder: Path, capfd: Any) -> None:
+    before = snapshot(folder)
+    capfd.readouterr()
+    try:
+        code = cli.main(list(arguments))
+    except Accepted:
+        code = 0
+    said = capfd.readouterr().err
+    assert code == 2, f"{arguments} ended with {code}: {said}"
+    assert len(said.splitlines()) == 1, said
+    assert tells(said, arguments, folder), said
+    assert snapshot(folder) == before, arguments
 
 
 def test_the_smoke_preset_is_good_input(tmp_path, monkeypatch, stopped_where_work_begins):
