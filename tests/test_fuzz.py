@@ -354,7 +354,13 @@ def tells(line: str, arguments: Drawn, folder: Path) -> bool:
     """Whether a refusal names a field, an option, or a value or file that was given."""
     given = {part for word in arguments for part in re.split(r"[=,]", word)}
     files = {path.name for path in folder.rglob("*")}
-    words = {word for word in KEYS | given | files if len(word) > 1} | {
+    shown = {repr(word) for word in arguments}
+    # A key that only a config file has, malformed as it is.
+    config = folder / "config.yaml"
+    keys = (
+        set(re.findall(r"[\w.]+", config.read_bytes().decode(errors="ignore"))) if config.is_file() else set()
+    )
+    words = {word for word in KEYS | given | files | shown | keys if len(word) > 1} | {
         "PROTOCOL",
         "MODEL",
         "RUN",
@@ -369,7 +375,7 @@ REFUSED: dict[str, list[Drawn]] = {
     "settings of a training": [
         ["config", "check", str(SMOKE), given]
         for given in (
-            "policy.steps=1001", "policy.steps=true", "policy.steps=yes", "policy.guidance_scale=.inf", "policy.guidance_scale=.nan",
+            "policy.steps=true", "policy.steps=yes", "policy.guidance_scale=.inf", "policy.guidance_scale=.nan",
             "policy.size=1000000000", "policy.lora.rank=1000000000", "policy.lora.alpha=.inf", "policy.noise_window=[5,2]",
             "polcy.steps=1", "seed=-1", "seed=1e400", "iterations=0", "prompts.per_iteration=1000000000000", "rollout.group_size=1",
             "rollout.device=gpu", "learner.betas=[1,2]", "learner.learning_rate=-1", "reward.kind=nicer", "reward.model=", "a", "=1",
@@ -379,7 +385,7 @@ REFUSED: dict[str, list[Drawn]] = {
     "what a training names": [
         train(given)
         for given in (
-            "checkpoint.best=nothing", "policy.model=nowhere", "policy.lora.target_modules=[nope]", "prompts.path=none.csv",
+            "policy.steps=1001", "checkpoint.best=nothing", "policy.model=nowhere", "policy.lora.target_modules=[nope]", "prompts.path=none.csv",
             "reward.model=local-dir:/nowhere", "reward.terms.mine.import=nowhere:factory", "reward.terms.mine.import=os:nothing",
             "reward.terms.n={kind: nudenet, classes: [NOSE]}", "learner.device=cuda:99",
         )
@@ -396,7 +402,7 @@ REFUSED: dict[str, list[Drawn]] = {
     "usage": [
         ["train"], ["train", "none.yaml"], ["evaluate"], ["evaluate", "nothing"], ["judge", "sandbox"], ["report"], ["report", "nowhere"],
         ["export", "nowhere"], ["sample", "nowhere", "--prompt", "a"], ["sample", "sandbox"], ["sandbox", "demo", "--images", "0"],
-        ["sandbox", "demo", "--seed", "-1"], ["sandbox", "demo", "--seed", "9" * 30], ["sandbox", "ablation", "--only", "nothing"],
+        ["sandbox", "demo", "--seed", "-1"], ["sandbox", "demo", "--seed", "9" * 30],
         ["sandbox", "build", "--stage", "bogus"], ["sandbox", "draw", "moon"], ["prompts", "compose"], ["prompts", "compose", "a.txt"],
         ["prompts", "compose", "--count", "1" + "0" * 30, "a.jsonl"], ["nothing"],
     ],
@@ -489,7 +495,7 @@ def test_malformed_input_ends_in_one_line(name, tmp_path, monkeypatch, capfd, st
 def test_malformed_evaluations_end_in_one_line(
     evaluated, tmp_path, monkeypatch, capfd, stopped_where_work_begins
 ):
-    hold(evaluation_folder(evaluated), "evaluation folder", 30, 0.3, tmp_path, monkeypatch, capfd)
+    hold(evaluation_folder(evaluated), "evaluation folder", 30, 0.1, tmp_path, monkeypatch, capfd)
 
 
 def test_malformed_runs_end_in_one_line(trained, tmp_path, monkeypatch, capfd, stopped_where_work_begins):

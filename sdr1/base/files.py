@@ -98,15 +98,20 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
-    """Where safetensors writes: what it says of a disk becomes the OSError that it is."""
+def disk_errors(place: Path) -> Iterator[None]:
+    """What a disk refuses within the block is the OSError of `place`, which a person knows, not of a draft beside it;
+    safetensors' own errors too."""
     try:
         yield
     except SafetensorError as error:
         found = re.search(r"os error (\d+)", str(error))
         if found is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), "disk") from error
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(place)) from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(place)) from error
 
 
 @contextmanager

@@ -146,6 +146,11 @@ def _rows(
         raise UserError(
             f"column: {config.column!r}: the rows are the sandbox's own, which have no columns; leave it out, or give a file with prompts="
         )
+    if protocol.file is None and config.prompts not in (None, SANDBOX):
+        raise UserError(
+            f"prompts: {config.prompts!r}: {protocol.name} draws prompts of its own; leave it out, or choose a protocol that "
+            "takes a file, such as clip-t"
+        )
     file = None if in_sandbox else protocol.read_prompts(config)
     return protocol.rows(World(config, in_sandbox, size, file)), file
 

@@ -155,5 +155,5 @@ def _save(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    with disk_errors():
+    with disk_errors(folder):
         pipeline.save_pretrained(folder)

@@ -47,7 +47,7 @@ def build_vae(out: Path, work: Path) -> dict[str, float]:
     train("vae", vae, groups, loss_at, STEPS, warmup_then_linear(0.03, 0.5), work)
     vae.eval()
     whiten(vae, encode(vae, pictures[:8000]))
-    with disk_errors():
+    with disk_errors(out / "pipeline" / "vae"):
         vae.save_pretrained(out / "pipeline" / "vae")
     unseen = test_set()[1]
     latents = encode(vae, unseen)

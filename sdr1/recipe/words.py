@@ -43,7 +43,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
         pad_token=END,
         unk_token=END,
     )
-    with disk_errors():
+    with disk_errors(folder):
         tokenizer.save_pretrained(folder)
     return tokenizer
 

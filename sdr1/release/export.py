@@ -50,12 +50,12 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(found.state.current.buffer)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    draft.mkdir(parents=True)
     try:
-        with disk_errors():
+        with disk_errors(out):
+            draft.mkdir(parents=True)
             _write(policy, part, draft)
-        write_text(draft / "README.md", model_card(run, found, config, part))
-        draft.rename(out)
+            write_text(draft / "README.md", model_card(run, found, config, part))
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     if repository is not None:

@@ -185,7 +185,7 @@ def _save(config: Config, weights: Weights, folder: Path) -> None:
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(weights.buffer)
     draft = partial(folder)
-    with disk_errors():
+    with disk_errors(folder):
         policy.save(draft)
     # File by file: what a person put beside them stays.
     for file in sorted(path for path in draft.rglob("*") if path.is_file()):

@@ -15,7 +15,7 @@ SMOKE = str(Path(__file__).parents[2] / "configs" / "sandbox-smoke.yaml")
 QUICK = ["iterations=1", "policy.steps=3", "policy.noise_window=[0,2]"]
 JUDGED = ["images=1", "sampler.steps=1", "limit=3", "--local"]
 COMMANDS = {
-    "train": ["train", SMOKE, "--local", "run.directory=OUT", *QUICK],
+    "train": ["train", SMOKE, "--local", "run.directory=OUT", "tracking.enabled=false", *QUICK],
     "evaluate": ["evaluate", "sandbox", "--out", "OUT", *JUDGED],
     "judge": ["judge", "sandbox", "--images", "SOURCE/done", "--out", "OUT", "--local"],
     "report": ["report", "SOURCE/done", "SOURCE/run", "--out", "OUT"],
@@ -23,7 +23,7 @@ COMMANDS = {
     "export": ["export", "SOURCE/run", "--out", "OUT"],
     "kohya": ["export", "SOURCE/run", "--part", "kohya", "--out", "OUT"],
     "demo": ["sandbox", "demo", "--out", "OUT", "tracking.enabled=false", *QUICK],
-    "ablation": ["sandbox", "ablation", "--only", "steered", "--seed", "1", "--local", "--out", "OUT", *QUICK],
+    "ablation": ["sandbox", "ablation", "--only", "steered", "--seed", "1", "--local", "--out", "OUT", "iterations=1"],
     "draw": ["sandbox", "draw", "--out", "OUT/world.png"],
     "compose": ["prompts", "compose", "OUT/prompts.jsonl"],
 }  # fmt: skip
@@ -52,8 +52,8 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     try:
         if request.param == "full":
             with open(tmp_path / "disk" / "others", "wb", buffering=0) as file:
-                # What is left takes folders and the smallest files.
-                file.write(bytes(256 * 1024 - 5 * 4096))
+                # What is left takes folders and one of the smallest files.
+                file.write(bytes(256 * 1024 - 2 * 4096))
         yield place
     finally:
         subprocess.run(["umount", "-l", place], check=True)
