@@ -156,9 +156,12 @@ def test_the_weights_of_a_clip_folder_fit_and_are_no_pickle(folder):
 
 
 def test_weights_that_are_not_numbers_are_refused_and_nothing_is_judged_by_them(folder):
+    embedder = Embedder(f"local-dir:{folder}", None, "cpu", field="q16")
+    embedder._model.visual.proj.data *= float("nan")
+    with pytest.raises(UserError, match=r"^q16\.model: .*embeddings are not finite"):
+        embedder.images(np.zeros((1, 32, 32, 3), np.uint8))
     file = folder / "open_clip_model.safetensors"
     state = load_file(file)
     save_file({**state, "visual.proj": state["visual.proj"] * float("nan")}, file)
-    embedder = Embedder(f"local-dir:{folder}", None, "cpu", field="q16")
-    with pytest.raises(UserError, match=r"^q16\.model: .*embeddings are not finite"):
-        embedder.images(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match=r"^q16\.model: .*visual\.proj holds numbers that are not finite"):
+        Embedder(f"local-dir:{folder}", None, "cpu", field="q16")

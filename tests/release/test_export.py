@@ -221,12 +221,14 @@ def test_a_card_names_every_source_and_term(small, tmp_path):
 def test_single_files_and_variants_are_drawn_as_they_are_trained(tmp_path):
     folder = tiny.pipeline(tmp_path / "pipeline")
     file = tiny.single_file(folder, tmp_path / "one.safetensors")
-    load(PolicyConfig(model=str(folder))).to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    load(PolicyConfig(model=str(folder))).to(torch.float16).save_pretrained(
+        tmp_path / "model-of-halves", variant="fp16"
+    )
     drawn = {}
     for name, model, settings in (
         ("folder", folder, []),
         ("file", file, [f"config={folder}"]),
-        ("half", tmp_path / "half", ["variant=fp16"]),
+        ("half", tmp_path / "model-of-halves", ["variant=fp16"]),
         ("unet", "sandbox", [f"unet={folder / 'unet'}"]),
     ):
         arguments = [
