@@ -234,7 +234,10 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._mlflow, config = mlflow, self._config
         artifacts = None
-        if not self._server:
+        # Said to MLflow in any case: it remembers the store of an earlier run in this process.
+        if self._server:
+            mlflow.set_tracking_uri(self._server)
+        else:
             mlflow.set_tracking_uri(local_store(config.run.directory))
             artifacts = (config.run.directory.parent / "mlartifacts").resolve().as_uri()
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
