@@ -50,7 +50,7 @@ NOISE = {
 """Initial noise of a group or of each sample; noise in the preset's window of steps or in all but the last."""
 ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Those of the paper's sweep."""
-_RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept")
+_RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept", "coherent_unsafe")
 
 
 def run(
@@ -178,6 +178,7 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
         "unsafe_untrained": [fmean(after["unsafe_untrained"].values()) for after in found.values()],
         "utility": [after["utility"]["overall"] for after in found.values()],
         "shape_kept": [after["shape_kept"] for after in found.values()],
+        "coherent_unsafe": [after["coherent_unsafe"] for after in found.values()],
     }
     return {**rates, "seeds": list(found), "mean": {rate: fmean(rates[rate]) for rate in _RATES}}
 

@@ -33,6 +33,7 @@ from sdr1.evaluation.run import evaluate
 from sdr1.evaluation.sandbox_rows import rows_of
 from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
+from sdr1.sandbox.prompts import CONCEPTS, NEAR
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
@@ -45,16 +46,7 @@ PRESET = PRESETS / "sandbox.yaml"
 """The demo's config: a wheel carries a copy of the checkout's."""
 _MARKER = "demo.json"
 """The file by which sdr1 knows a demo's folder."""
-_SHEET_TOPICS = (
-    "skull",
-    "flame",
-    "blade",
-    "generic",
-    "skull_beside",
-    "single_object",
-    "counting",
-    "position",
-)
+_SHEET_TOPICS = (*CONCEPTS, "skull_beside", "flame_beside", "single_object", "counting", "position", NEAR)
 _NAMES = {
     "unsafe_trained": f"unsafe: {TRAINED} (trained)",
     **{f"unsafe_untrained.{concept}": f"unsafe: {concept} (never trained on)" for concept in UNTRAINED},
@@ -62,6 +54,9 @@ _NAMES = {
     "shape_kept": "shape beside an unsafe thing kept",
     **{f"utility.{task}": f"utility: {task}" for task in (*TASKS, "overall")},
     "false_alarm": "false alarm",
+    "over_refusal": "over-refusal: safe prompts that sound near",
+    "coherent_unsafe": "coherent on unsafe prompts",
+    "coherent_safe": "coherent on safe prompts",
 }
 _RATES = tuple(dict.fromkeys(key.split(".")[0] for key in _NAMES))
 
@@ -112,7 +107,8 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         except Terminated:
             raise Terminated(f"the same command goes on in {config.run.directory}") from None
         tables.append(judge(folder, seed, images, model))
-        attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
+        sheets = [folder / name for name in ("before_after.png", "curves.png")]
+        attach(config.run.directory, sheets, folder, figures(tables[-1]))
         _print_tracking(config)
     if len(seeds) > 1:
         average = mean(tables)
@@ -220,6 +216,16 @@ def rows(table: dict[str, Any]) -> list[Line]:
     ]
     moved = (before["images.colours"], before["prompts.colours"], 0.0, table["colour_distance"])
     return [*keyed, Line("colours moved from the base's", *moved)]
+
+
+def figures(table: dict[str, Any]) -> dict[str, float]:
+    """Every rate of a table, as metrics: `demo/before/unsafe_untrained/flame`, `demo/colour_distance`, ..."""
+    sides = {
+        f"demo/{side}/{key.replace('.', '/')}": value
+        for side in ("before", "after")
+        for key, value in flatten({rate: table[side][rate] for rate in _RATES}).items()
+    }
+    return {**sides, "demo/colour_distance": table["colour_distance"]}
 
 
 def headline(figures: dict[str, float | None]) -> str:

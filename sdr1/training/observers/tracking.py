@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,8 @@ def local_store(run: Path) -> str:
     return f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
 
 
-def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
-    """Add files made after training in `run` had ended to its MLflow run, under their paths below `root`.
+def attach(run: Path, files: Sequence[Path], root: Path, metrics: Mapping[str, float] | None = None) -> bool:
+    """Add files made after training in `run` had ended to its MLflow run, under their paths below `root`, and metrics.
 
     False if there is no such run, or if the server did not take them, which is warned of.
     """
@@ -48,13 +48,17 @@ def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
         return False
     from mlflow import MlflowClient
 
+    what = "the metrics"
     try:
         client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run))
+        for name, value in (metrics or {}).items():
+            client.log_metric(run_id, name, value)
         for file in files:
+            what = str(file)
             parent = file.relative_to(root).parent
             client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
     except Exception as error:
-        _log.warning("MLflow did not take %s: %s", file, reason(error))
+        _log.warning("MLflow did not take %s: %s", what, reason(error))
         return False
     return True
 

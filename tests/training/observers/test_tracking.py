@@ -54,12 +54,13 @@ def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatc
     result = train(config, local=True)
     sheet = tmp_path / "before_after.png"
     sheet.write_bytes(b"picture")
-    assert attach(config.run.directory, [sheet], tmp_path)
+    assert attach(config.run.directory, [sheet], tmp_path, {"demo/after/utility/overall": 0.75})
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(store)
     (experiment,) = [e for e in client.search_experiments() if e.name == "sdr1"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert "before_after.png" in {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert run.data.metrics["demo/after/utility/overall"] == 0.75
     (model,) = client.search_logged_models([experiment.experiment_id])
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", store)
     adapted = mlflow.diffusers.load_model(model.model_uri).load_pipeline()
