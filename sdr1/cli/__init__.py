@@ -14,7 +14,7 @@ from sdr1.base.errors import Terminated, TrainingError, UserError
 from sdr1.base.extras import missing
 from sdr1.cli import config, prompts, sandbox
 from sdr1.cli.evaluation import evaluate, judge, report
-from sdr1.cli.training import export, plan, sample, train
+from sdr1.cli.training import doctor, export, plan, sample, train
 
 app = typer.Typer(
     help="Make a text-to-image diffusion model safer with distributed online RL.",
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (train, report, evaluate, judge, plan, export, sample):
+for command in (train, report, evaluate, judge, plan, doctor, export, sample):
     app.command()(command)
 app.add_typer(config.app, name="config")
 app.add_typer(prompts.app, name="prompts")

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import typer
 
 from sdr1.base.errors import UserError
-from sdr1.cli.options import MOST_SEED, ConfigFile, Overrides, different, one_place
+from sdr1.cli.options import MOST_SEED, Address, ConfigFile, Overrides, different, one_place
 
 
 def train(
@@ -69,6 +69,27 @@ def plan(
     if found["prompts"]["count"] is None:
         # The rest of the plan holds all the same; a script must not take it for one of a run that can start.
         raise UserError(found["prompts"]["missing"])
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; without it only what any job needs.")
+    ] = None,
+    overrides: Overrides = None,
+    ray_address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Look at what a job will run on, driver and every node, before it starts; a line a check, with what to mend.
+
+    Nothing stays behind but MLflow's experiment and a deleted run in it. Exit code 0: fit; 1: something has to be mended.
+
+    Example: `sdr1 doctor configs/sandbox.yaml --ray-address auto run.directory=/shared/outputs/sandbox`
+    """
+    from sdr1.doctor import findings
+
+    found = findings.examine(config, overrides or (), ray_address)
+    print(json.dumps(findings.as_json(found), indent=2) if as_json else "\n".join(findings.lines(found)))
+    raise SystemExit(0 if all(each.fit for each in found) else 1)
 
 
 def export(

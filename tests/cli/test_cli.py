@@ -62,6 +62,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     [
         "train",
         "plan",
+        "doctor",
         "evaluate",
         "judge",
         "report",

@@ -59,6 +59,41 @@ def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
     return True
 
 
+def probe(config: Config) -> str:
+    """What is well: a run and a file were written where MLFLOW_TRACKING_URI points, and the run is deleted again.
+
+    Raises:
+        UserError: MLflow is not installed, does not answer, or refuses.
+    """
+    try:
+        import mlflow
+    except ImportError as error:
+        raise UserError(
+            f"tracking.enabled: True: {reason(error)}; install sdr1[tracking], or set tracking.enabled=false"
+        ) from error
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    if not server:
+        return f"a file beside the run: {local_store(config.run.directory)}"
+    _let_attempts_fail()
+    name, shown = config.tracking.experiment, _without_password(server)
+    try:
+        client = mlflow.MlflowClient(server)
+        known = client.get_experiment_by_name(name)
+        experiment = known.experiment_id if known else client.create_experiment(name, tags=_KIND)
+        run_id = client.create_run(experiment, run_name="doctor").info.run_id
+        try:
+            client.log_text(run_id, "written by sdr1 doctor\n", "doctor.txt")
+        finally:
+            client.delete_run(run_id)
+    except Exception as error:
+        told = reason(error).replace(server, shown)
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {shown}: takes no run of the experiment {name!r} ({told}); start the server, log in, "
+            "or change MLFLOW_TRACKING_URI or tracking.experiment"
+        ) from error
+    return f"{shown} takes runs and files"
+
+
 class Tracker:
     """Context manager and observer of one MLflow run; MLFLOW_TRACKING_URI picks a server.
 
@@ -84,9 +119,7 @@ class Tracker:
         # The fluent client writes this variable too, and the next run would take it for the user's.
         self._server = os.environ.get("MLFLOW_TRACKING_URI")
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        # Retrying is this class's own, endless and in the background; one attempt must be able to fail.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        _let_attempts_fail()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -231,6 +264,17 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
+
+
+def _let_attempts_fail() -> None:
+    """Retrying is sdr1's own, endless and in the background; one attempt must be able to fail."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+
+
+def _without_password(address: str) -> str:
+    scheme, found, rest = address.rpartition("://")
+    return f"{scheme}{found}{rest.rpartition('@')[2]}"
 
 
 def _refusal(error: Exception) -> bool:
