@@ -81,9 +81,15 @@ class Observer(Protocol):
 
 
 def run(
-    config: Config, stream: PromptStream, executor: Executor, observers: Sequence[Observer], start: int = 0
+    config: Config,
+    stream: PromptStream,
+    executor: Executor,
+    observers: Sequence[Observer],
+    start: int = 0,
+    is_last: Callable[[int], bool] = lambda done: False,
 ) -> Weights:
-    """Train from iteration `start` up to `config.iterations` and return the final weights.
+    """Train from iteration `start` up to `config.iterations`, or until `is_last` says that after so many iterations it
+    is enough, and return the final weights.
 
     When the learner is lost, iterations since its last snapshot are made again, with the same bits; observers see
     them again.
@@ -100,7 +106,7 @@ def run(
                 for version in range(max(0, iteration - staleness), iteration + 1):
                     executor.publish(version)
                 submitted = {}
-            if iteration == config.iterations:
+            if iteration == config.iterations or is_last(iteration):
                 return executor.weights()
             begin = time.perf_counter()
             for near in range(iteration, min(iteration + staleness + 1, config.iterations)):

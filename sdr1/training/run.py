@@ -34,6 +34,7 @@ from sdr1.training.observers import checkpointer as keeping
 from sdr1.training.observers.checkpointer import Checkpointer
 from sdr1.training.observers.journal import Journal, Source
 from sdr1.training.observers.progress import Progress
+from sdr1.training.stop import ends, rule_met
 
 if TYPE_CHECKING:
     from sdr1.training.observers.tracking import Tracker
@@ -81,9 +82,13 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         with Checkpointer(config, journal) as checkpointer:
             journal.subscribe(checkpointer)
             with _sigterm(config.run, checkpointer):
-                weights = loop.run(config, stream, executor, [journal], start)
+                weights = loop.run(
+                    config, stream, executor, [journal], start, lambda done: ends(config, done, journal.rows)
+                )
             checkpointer.flush(timeout=600)
         cluster.close()
+        done = weights.version
+        weights, stopped = _kept(config, weights, journal, checkpointer)
         model = config.run.directory / "model"
         _save(config, weights, model)
         summary_file = config.run.directory / run_folder.SUMMARY
@@ -92,7 +97,8 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         result = Result(sha256(weights), seconds, model)
         summary = {
             "seed": config.seed,
-            "iterations": config.iterations,
+            "iterations": done,
+            **stopped,
             "seconds": round(result.seconds, 1),
             "weights_sha256": result.weights_sha256,
             "safety_checker": "off",
@@ -101,6 +107,23 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         if tracker is not None:
             tracker.finish(result.model, summary)
     return result
+
+
+def _kept(
+    config: Config, last: Weights, journal: Journal, checkpointer: Checkpointer
+) -> tuple[Weights, dict[str, str | int]]:
+    """What a run leaves: its last weights, or, where a rule stopped it, the best of its checkpoints; what is said of it."""
+    rule = rule_met(config.stop, journal.rows[: last.version])
+    if rule is None:
+        return last, {}
+    best = checkpointer.best()
+    kept = last if best is None else best.state.current
+    print(
+        f"stop.when: {rule}: stopped after iteration {last.version} of {config.iterations}; model/ is of iteration "
+        f"{kept.version}",
+        flush=True,
+    )
+    return kept, {"stopped_by": str(rule), "weights_of_iteration": kept.version}
 
 
 @contextmanager

@@ -19,21 +19,21 @@ from sdr1.training import checkpoint
 from sdr1.training import metrics as names_of_metrics
 from sdr1.training.loop import Executor
 from sdr1.training.observers.journal import Journal
+from sdr1.training.stop import ends
 
 _log = logging.getLogger("sdr1")
 
 
 def check(config: Config) -> None:
-    """Raise UserError when `checkpoint.best` names a metric that no iteration of this run has.
+    """Raise UserError when the config names a metric that no iteration of this run has.
 
     Those of evaluations are known when the first of them is there.
     """
-    best = config.checkpoint.best
     known = names_of_metrics.names(config)
-    if best is None or best.removeprefix("-") in known or best.removeprefix("-").startswith("eval/"):
-        return
-    near = difflib.get_close_matches(best.removeprefix("-"), known, n=3) or sorted(known)
-    raise UserError(f"checkpoint.best: {best!r}: this run has no such metric; use e.g. {', '.join(near)}")
+    for field, name in config.named_metrics:
+        if name not in known and not name.startswith("eval/"):
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise UserError(f"{field}: {name!r}: this run has no such metric; use e.g. {', '.join(near)}")
 
 
 class Checkpointer:
@@ -66,7 +66,7 @@ class Checkpointer:
     ) -> None:
         self._raise_problem()
         done = iteration + 1
-        if done % self._config.checkpoint.every and done != self._config.iterations:
+        if done % self._config.checkpoint.every and not ends(self._config, done, self._journal.rows):
             return
         fetch = executor.snapshot(done)
         with self._changed:
@@ -108,31 +108,53 @@ class Checkpointer:
                     self._busy = False
                     self._changed.notify_all()
 
+    def best(self) -> checkpoint.Checkpoint | None:
+        """The one that is best by `checkpoint.best`; None if nobody asked, or no value is known.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        values = self._values(self._facts())
+        return checkpoint.load(max(values, key=lambda folder: values[folder])) if values else None
+
     def _prune(self) -> None:
+        facts = self._facts()
+        kept = set(list(facts)[-self._config.checkpoint.keep :])
+        if self._config.checkpoint.best is not None:
+            kept |= self._best(facts, self._config.checkpoint.best.removeprefix("-"))
+        for folder in facts.keys() - kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _facts(self) -> dict[Path, checkpoint.Facts]:
         # A damaged one is no checkpoint: it takes no other's place, and is left to whoever wants to look at it.
         facts = {}
         for folder in checkpoint.complete(self._config.run.directory):
             with suppress(UserError):
                 facts[folder] = checkpoint.facts_of(folder)
-        kept = set(list(facts)[-self._config.checkpoint.keep :])
-        if self._config.checkpoint.best is not None:
-            kept |= self._best(facts, self._config.checkpoint.best)
-        for folder in facts.keys() - kept:
-            shutil.rmtree(folder, ignore_errors=True)
+        return facts
 
-    def _best(self, facts: dict[Path, checkpoint.Facts], best: str) -> set[Path]:
-        """The best by a metric, and those that may turn out to be it."""
-        sign, name = (-1 if best.startswith("-") else 1), best.removeprefix("-")
-        evaluated = self._journal.evaluations()
-        waiting = self._config.evaluation.every if name.startswith("eval/") else 0
-        kept, values = set(), {}
+    def _values(self, facts: dict[Path, checkpoint.Facts]) -> dict[Path, float]:
+        """How good each is by `checkpoint.best`, where it is known; more is better."""
+        best = self._config.checkpoint.best
+        if best is None:
+            return {}
+        sign, evaluated = -1 if best.startswith("-") else 1, self._journal.evaluations()
+        values: dict[Path, float] = {}
         for folder, held in facts.items():
-            value = {**held.metrics, **evaluated.get(held.iteration, {})}.get(name, math.nan)
+            found = {**held.metrics, **evaluated.get(held.iteration, {})}
+            value = found.get(best.removeprefix("-"), math.nan)
             if math.isfinite(value):
                 values[folder] = sign * value
-            elif waiting and held.iteration > max(evaluated, default=0) and held.iteration % waiting == 0:
-                # Its evaluation may still be under way.
-                kept.add(folder)
+        return values
+
+    def _best(self, facts: dict[Path, checkpoint.Facts], name: str) -> set[Path]:
+        """The best by a metric, and those that may turn out to be it."""
+        values, evaluated = self._values(facts), self._journal.evaluations()
+        kept: set[Path] = set()
+        if name.startswith("eval/"):
+            # An evaluation may still be under way.
+            every, latest = self._config.evaluation.every, max(evaluated, default=0)
+            kept = {f for f, held in facts.items() if held.iteration > latest and held.iteration % every == 0}
         if values:
             kept.add(max(values, key=lambda folder: values[folder]))
         elif facts and evaluated and not self._warned:
