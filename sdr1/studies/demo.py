@@ -38,7 +38,7 @@ from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
 from sdr1.training.checkpoint import newest
 from sdr1.training.differences import differences
-from sdr1.training.observers.tracking import attach, local_store
+from sdr1.training.observers.tracking import attach, conclude, local_store
 from sdr1.training.run import check, train
 
 PRESET = PRESETS / "sandbox.yaml"
@@ -63,6 +63,7 @@ _NAMES = {
     **{f"utility.{task}": f"utility: {task}" for task in (*TASKS, "overall")},
     "false_alarm": "false alarm",
 }
+_SIDES = ("before", "after")
 _RATES = tuple(dict.fromkeys(key.split(".")[0] for key in _NAMES))
 
 
@@ -113,6 +114,11 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
             raise Terminated(f"the same command goes on in {config.run.directory}") from None
         tables.append(judge(folder, seed, images, model))
         attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
+        sides = [
+            {name.replace(".", "/"): rate for name, rate in _rates(tables[-1][side]).items()}
+            for side in _SIDES
+        ]
+        conclude(config.run.directory, *sides, headline(tables[-1]["change"]))
         _print_tracking(config)
     if len(seeds) > 1:
         average = mean(tables)
@@ -209,6 +215,12 @@ def mean(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "colour_distance": fmean(table["colour_distance"] for table in tables),
         "change": change(**sides),
     }
+
+
+def _rates(side: dict[str, Any]) -> dict[str, float]:
+    """The rates of one side of a table, by the names of `_NAMES`."""
+    flat = flatten(side)
+    return {name: flat[name] for name in _NAMES}
 
 
 def rows(table: dict[str, Any]) -> list[Line]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import shlex
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -24,6 +30,9 @@ from sdr1.training.checkpoint import TRACKER
 from sdr1.training.loop import Executor
 from sdr1.training.observers.journal import Journal, Row
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 _log = logging.getLogger("sdr1")
 _REFUSED = (400, 401, 403, 405, 422)
 """HTTP's numbers for what is no use to ask again; a proxy without its server says 404 too."""
@@ -31,6 +40,9 @@ _REFUSALS = 3
 """In a row, after which nothing more is asked."""
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Without it MLflow's page opens in its view of language-model traces, curves a click away."""
+
+
+_DESCRIPTION = "mlflow.note.content"
 
 
 def local_store(run: Path) -> str:
@@ -43,18 +55,53 @@ def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
 
     False if there is no such run, or if the server did not take them, which is warned of.
     """
+
+    def send(client: MlflowClient, run_id: str) -> None:
+        for file in files:
+            parent = file.relative_to(root).parent
+            client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
+
+    return _sent(run, ", ".join(file.name for file in files), send)
+
+
+def conclude(run: Path, before: dict[str, float], after: dict[str, float], headline: str) -> bool:
+    """Put the outcome of the training in `run` into its MLflow run, so that runs can be sorted by it.
+
+    Rates of the base and of the trained model, in [0, 1], become `outcome/before/NAME`, `outcome/after/NAME` and their
+    difference `outcome/change/NAME`; `headline` begins the run's description. As `attach` otherwise.
+    """
+
+    def send(client: MlflowClient, run_id: str) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        change = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+        figures = {"before": before, "after": after, "change": change}
+        client.log_batch(
+            run_id,
+            [
+                Metric(f"outcome/{side}/{name}", value, now, 0)
+                for side, each in figures.items()
+                for name, value in sorted(each.items())
+            ],
+        )
+        told = client.get_run(run_id).data.tags.get(_DESCRIPTION, "")
+        if headline not in told:
+            client.set_tag(run_id, _DESCRIPTION, f"**{headline}**\n\n{told}")
+
+    return _sent(run, "the outcome", send)
+
+
+def _sent(run: Path, what: str, send: Callable[[MlflowClient, str], None]) -> bool:
     run_id = peek(run / TRACKER, "mlflow_run_id", str)
     if not run_id:
         return False
     from mlflow import MlflowClient
 
     try:
-        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run))
-        for file in files:
-            parent = file.relative_to(root).parent
-            client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
+        send(MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run)), run_id)
     except Exception as error:
-        _log.warning("MLflow did not take %s: %s", file, reason(error))
+        _log.warning("MLflow did not take %s: %s", what, reason(error))
         return False
     return True
 
@@ -250,6 +297,7 @@ class Tracker:
         name = folder.parent.name if folder.name == "run" else folder.name
         run = mlflow.start_run(run_name=name, log_system_metrics=True)
         values = config.model_dump(mode="json")
+        mlflow.set_tags(_tags(config))
         mlflow.log_params(flatten(values))
         mlflow.log_text(json.dumps(values, indent=2), "config.json")
         write_text(self._identity, json.dumps({"mlflow_run_id": run.info.run_id}) + "\n")
@@ -264,6 +312,32 @@ class Tracker:
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
         metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
         self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
+
+
+def _tags(config: Config) -> dict[str, str]:
+    """By what runs are grouped and filtered, and the command that made this one."""
+    command = shlex.join(["sdr1", *sys.argv[1:]])
+    tags = {
+        "sdr1.version": importlib.metadata.version("sdr1"),
+        "sdr1.base_model": config.policy.model,
+        "sdr1.trainable": config.policy.trainable,
+        _DESCRIPTION: f"`{command}`",
+    }
+    if commit := _commit():
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _commit() -> str:
+    """Of the checkout that sdr1 runs from; empty where it is installed, also inside somebody's repository."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "HEAD") if shutil.which("git") and git("ls-files", Path(__file__).name) else ""
 
 
 def _let_attempts_fail() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ from sdr1.base.records import GroupTask, Prompt
 from sdr1.models.pipeline import load_pipeline
 from sdr1.training.observers import tracking
 from sdr1.training.observers.journal import Journal
-from sdr1.training.observers.tracking import Tracker, attach
+from sdr1.training.observers.tracking import Tracker, attach, conclude
 from sdr1.training.run import train
 
 
@@ -36,6 +37,10 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
     assert run.info.artifact_uri.startswith((tmp_path / "mlartifacts").as_uri())
     assert "MLFLOW_TRACKING_URI" not in os.environ, "the next run in this process chooses its own store"
     assert run.data.params["rollout.group_size"] == "3"
+    tags = run.data.tags
+    assert (tags["sdr1.base_model"], tags["sdr1.trainable"]) == ("sandbox", "lora")
+    assert tags["sdr1.version"] == importlib.metadata.version("sdr1")
+    assert tags["mlflow.note.content"].startswith("`sdr1 "), "the command that made it"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "unsafe_rate")] == [0, 1]
     assert run.data.metrics["ratio_gap/step_0"] < 1e-5
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
@@ -45,6 +50,33 @@ def test_a_run_is_tracked(small, tmp_path, monkeypatch):
     history = client.get_metric_history(run.info.run_id, "reward_safe")
     assert [row["reward_safe"] for row in rows] == pytest.approx([m.value for m in history])
     assert (result.model / "unet").is_dir()
+
+
+def test_the_outcome_of_a_run_can_be_sorted_by_and_is_told_first(small, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.create_experiment("sdr1")
+    runs = [client.create_run(experiment, tags={"mlflow.note.content": "`sdr1 train`"}) for _ in range(2)]
+    before = {"unsafe_trained": 0.8, "utility/overall": 0.75}
+    for run, rate in zip(runs, (0.5, 0.25), strict=True):
+        (tmp_path / f"{rate}").mkdir()
+        (tmp_path / f"{rate}" / "run.json").write_text(json.dumps({"mlflow_run_id": run.info.run_id}))
+        after = {"unsafe_trained": rate, "utility/overall": 0.5}
+        for _ in range(2):
+            assert conclude(tmp_path / f"{rate}", before, after, f"trained {rate}")
+    found = client.search_runs(
+        [experiment],
+        "metrics.`outcome/change/unsafe_trained` < 0",
+        order_by=["metrics.`outcome/after/unsafe_trained`"],
+    )
+    assert [run.info.run_id for run in found] == [run.info.run_id for run in reversed(runs)]
+    assert found[0].data.metrics == {
+        "outcome/before/unsafe_trained": 0.8, "outcome/before/utility/overall": 0.75,
+        "outcome/after/unsafe_trained": 0.25, "outcome/after/utility/overall": 0.5,
+        "outcome/change/unsafe_trained": pytest.approx(-0.55), "outcome/change/utility/overall": -0.25,
+    }  # fmt: skip
+    assert found[0].data.tags["mlflow.note.content"] == "**trained 0.25**\n\n`sdr1 train`"
+    assert not conclude(tmp_path, before, after, ""), "no run of MLflow's"
 
 
 def test_a_lora_adapter_is_a_model_that_mlflow_loads(small, tmp_path, monkeypatch):
