@@ -49,6 +49,8 @@ class Fleet(Generic[H]):
         self._workers: set[Worker[H]] = set()
         self._due: list[float] = []
         self._deaths, self._served = 0, False
+        self.losses = 0
+        """Workers that died or stalled, and were replaced."""
         self._looked = time.monotonic()
         self._waiting = Waiting(name, place)
         for _ in range(size.max):
@@ -80,6 +82,7 @@ class Fleet(Generic[H]):
         if worker.leaving:
             return
         self._deaths += not worker.proven
+        self.losses += 1
         reason = first_line(error)
         _log.warning("one of the %s was lost (%s); it is replaced", self.name, reason)
         if self._deaths > MAX_DEATHS + self.size.max:

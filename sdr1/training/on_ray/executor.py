@@ -31,6 +31,7 @@ from sdr1.training.checkpoint import newest
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.training.on_ray.gang import Gang
 from sdr1.training.on_ray.handles import LearnerHandle, Made, RewardHandle, RolloutHandle
+from sdr1.training.on_ray.meters import Meters
 
 MAX_LEARNER_DEATHS = 6
 """Losses of the learner in a row, without one update between them, that stop the run."""
@@ -116,6 +117,7 @@ class RayExecutor:
         self._reports: list[GroupReport] = []
         """Of its groups since its last step."""
         self._seconds = [0.0, 0.0]
+        self._meters = Meters(config, [state.name.lower() for state in State])
 
     def publish(self, version: int) -> None:
         weights, checksum = self._learner.first.publish(version)
@@ -125,6 +127,7 @@ class RayExecutor:
                 f"learner ranks hold different weights after update {version}: they drifted apart"
             )
         self._versions[version] = Published(weights, found[0])
+        self._meters.published()
         for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
             del self._versions[old]
         self._dispatch()
@@ -179,11 +182,14 @@ class RayExecutor:
         reports, self._reports = self._reports, []
         update = self._learned(self._learner.call(LearnerHandle.step))[0]
         self._learner_deaths = 0
+        self._meters.stepped(reports, update)
         return reports, update
 
     def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
+        found = Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
+        self._meters.used(found)
+        return found
 
     def images(self, task: GroupTask) -> np.ndarray | None:
         group = self._groups.get(task)
@@ -205,6 +211,7 @@ class RayExecutor:
 
     def recover(self, reason: str) -> int:
         self._learner.kill()
+        self._meters.learner_losses += 1
         self._versions, self._groups, self._handed, self._reports = {}, {}, [], []
         state = self._last_state()
         iteration = state.iteration if state else 0
@@ -293,6 +300,11 @@ class RayExecutor:
         self._waiting.tick(int(self._learner_started), 1)
         self._rollouts.tick()
         self._rewards.tick()
+        self._meters.tick(
+            (group.state.name.lower() for group in self._groups.values()),
+            {"rollout": self._rollouts.in_service, "reward": self._rewards.in_service},
+            {"rollout": self._rollouts.losses, "reward": self._rewards.losses},
+        )
 
     def _first(self, state: State) -> Group | None:
         return next((group for group in self._groups.values() if group.state is state), None)
@@ -323,6 +335,7 @@ class RayExecutor:
                     f"a rollout worker holds other weights than version {version}: {found:016x}"
                 )
             worker.weights = found
+            self._meters.confirmed()
             self._rollouts.release(worker)
             self._dispatch()
 
