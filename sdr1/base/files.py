@@ -30,17 +30,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; parent folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        # Writing, other than opening, does not say where.
-        error.filename = error.filename or str(path)
-        raise
+    with disk_errors(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def partial(path: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import disk_errors, write_text
+from sdr1.base.files import disk_errors, partial, write_text
 from sdr1.base.plain_data import read_json
 from sdr1.base.records import LearnerState
 from sdr1.config.rewards import RewardConfig
@@ -49,7 +48,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
         raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
     policy = Policy(config.policy, seed=config.seed)
     policy.flat.load(found.state.current.buffer)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    draft = partial(out)
     try:
         with disk_errors(out):
             draft.mkdir(parents=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from sdr1.base.errors import Terminated, UserError
 from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
-from sdr1.base.plain_data import flatten
+from sdr1.base.plain_data import flatten, read_json
 from sdr1.base.section import SANDBOX
 from sdr1.config.files import PRESETS, load
 from sdr1.config.training import Config
@@ -38,6 +38,7 @@ from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
 from sdr1.training.checkpoint import newest
 from sdr1.training.differences import differences
+from sdr1.training.observers import journal
 from sdr1.training.observers.tracking import attach, local_store
 from sdr1.training.run import check, train
 
@@ -157,10 +158,10 @@ def judge(
         before, after = _measure_both(str(model), images, seed)
     else:
         after = _measure(str(model), images, seed)
-    training = model.parent / "summary.json"
+    training = model.parent / run_folder.SUMMARY
     table = {
         "seed": seed,
-        **(json.loads(training.read_text(encoding="utf-8")) if training.is_file() else {}),
+        **(read_json(training) if training.is_file() else {}),
         "before": before,
         "after": after,
         "colour_distance": colour_distance(before["colours"], after["colours"]),
@@ -169,7 +170,7 @@ def judge(
     write_text(out / "summary.json", json.dumps(table, indent=2) + "\n")
     _print_table(table, f"seed {seed}")
     pictures = [_draw_sheet(out / "before_after.png", str(model), seed)]
-    metrics = model.parent / "metrics.jsonl"
+    metrics = model.parent / journal.NAME
     if metrics.is_file():
         pictures.append(_draw_curves(out / "curves.png", metrics))
     print(f"pictures: {', '.join(map(str, pictures))}")
@@ -342,7 +343,7 @@ def _draw_sheet(path: Path, model: str, seed: int, columns: int = 4) -> Path:
 def _draw_curves(path: Path, metrics: Path) -> Path:
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    rows, _ = journal.read(metrics)
     figure = Figure(figsize=(12, 3.4))
     axes = figure.subplots(1, 3)
     panels = (("reward_safe", "reward_unsafe"), ("unsafe_rate", "clip_fraction"), ("kl",))

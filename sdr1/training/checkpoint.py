@@ -61,7 +61,7 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        with disk_errors(draft / TENSORS):
+        with disk_errors(folder):
             safetensors.numpy.save_file(_tensors(state), draft / TENSORS)
         facts = {
             "iteration": state.iteration,
