@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
     pngs: Sequence[bytes]
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """What one judge says of a job's images, in the order of its rows."""
 
     job: Job
@@ -39,7 +39,7 @@ class Judged(NamedTuple):
 
 def work(
     jobs: Sequence[Job], painter: Callable[[], Painter], judges: dict[str, Judge]
-) -> Iterator[Drawn | Judged]:
+) -> Iterator[Drawn | Judgement]:
     """Do all jobs in this process, one after the other; a painter is made if there is something to draw."""
     artist: Painter | None = None
     for job in jobs:
@@ -52,4 +52,4 @@ def work(
         images = decode(pngs) if job.judges else None
         for name in job.judges:
             assert images is not None
-            yield Judged(job, name, judges[name].judge(images, job.rows))
+            yield Judgement(job, name, judges[name].judge(images, job.rows))

@@ -17,7 +17,7 @@ from sdr1.distributed.calls import Calls, check_losses, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement, least_cpus
 from sdr1.evaluation import judges
-from sdr1.evaluation.crew import Drawn, Job, Judged
+from sdr1.evaluation.crew import Drawn, Job, Judgement
 from sdr1.evaluation.painter import Painter, decode, encode
 from sdr1.evaluation.rows import Record, Row
 from sdr1.models.pipeline import load_pipeline
@@ -73,7 +73,7 @@ class _Crew:
         )
         self._left = len(jobs)
         self._losses: Counter[Job] = Counter()
-        self._events: deque[Drawn | Judged] = deque()
+        self._events: deque[Drawn | Judgement] = deque()
         self._calls = Calls(config.task_timeout, config.start_timeout)
         self._ahead = 1
         self._fleets: list[Fleet[Any]] = []
@@ -89,7 +89,7 @@ class _Crew:
             self._judges = Fleet("judges", judge, size, self._calls, self._dispatch)
             self._fleets.append(self._judges)
 
-    def events(self) -> Iterator[Drawn | Judged]:
+    def events(self) -> Iterator[Drawn | Judgement]:
         try:
             while self._left or self._events:
                 while self._events:
@@ -140,7 +140,7 @@ class _Crew:
 
     def _judged(self, job: Job, worker: Worker[JudgeHandle], records: dict[str, list[Record]]) -> None:
         self._judges.release(worker)
-        self._events.extend(Judged(job, name, records[name]) for name in job.judges)
+        self._events.extend(Judgement(job, name, records[name]) for name in job.judges)
         self._left -= 1
 
     def _judge_lost(
@@ -165,6 +165,6 @@ class _Crew:
 
 def work(
     jobs: Sequence[Job], model: str, names: Sequence[str], config: EvaluationConfig
-) -> Iterator[Drawn | Judged]:
+) -> Iterator[Drawn | Judgement]:
     """The events of all jobs, done on the cluster that this process has joined."""
     return _Crew(jobs, model, names, config).events()

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
+from sdr1.base.plain_data import shown
 from sdr1.base.process import prepare_process
 from sdr1.base.section import SANDBOX
 from sdr1.config import evaluation as settings
@@ -29,6 +30,9 @@ from sdr1.evaluation.rows import Row, batches
 from sdr1.models import pipeline_files, schedulers
 from sdr1.models.pipeline import load_pipeline, named
 from sdr1.prompts.files import PromptFile
+
+_OF_ROWS = {"prompts", "column", "images", "limit", "seed", "size", "sampler"}
+"""Settings that rows follow from."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,18 @@ def prepare_judging(protocol: str, images: Path, out: Path, values: dict[str, An
     Raises:
         UserError: an image is missing or cannot be read, or as `prepare`.
     """
-    chosen, config = _protocol(protocol), settings.read(values)
+    chosen, config = _protocol(protocol, "suite is for evaluate alone"), settings.read(values)
     prepare_process(config.threads)
     require_devices(config, place)
     if not images.is_dir():
-        raise UserError(f"--images: {str(images)!r}: no such folder")
+        raise UserError(f"--images: {str(images)!r}: no such folder; give the one that the images lie in")
     source: PromptFile | None = None
     found = Folder(images)
     if found.is_evaluation():
+        for name in _OF_ROWS & values.keys():
+            raise UserError(
+                f"{name}: {shown(values[name])}: {images} holds an evaluation, which brings its rows; leave {name} out"
+            )
         rows = [line.to_row() for line in found.manifest("--images")]
         in_sandbox = any("topic" in row.facts for row in rows)
     else:
@@ -132,9 +140,11 @@ def prepare_judging(protocol: str, images: Path, out: Path, values: dict[str, An
     )
 
 
-def _protocol(name: str) -> Protocol:
+def _protocol(name: str, of_suite: str = "or suite") -> Protocol:
     if name not in PROTOCOLS:
-        raise UserError(f"PROTOCOL: {name!r}: no such protocol; use one of {', '.join(PROTOCOLS)}, suite")
+        raise UserError(
+            f"PROTOCOL: {name!r}: no such protocol; use one of {', '.join(PROTOCOLS)}; {of_suite}"
+        )
     return PROTOCOLS[name]
 
 

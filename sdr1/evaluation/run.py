@@ -152,7 +152,7 @@ def _crew(
     config: EvaluationConfig,
     place: Place,
     model: str,
-) -> Iterator[Iterator[crew.Drawn | crew.Judged]]:
+) -> Iterator[Iterator[crew.Drawn | crew.Judgement]]:
     if place.local or not jobs:
         yield crew.work(jobs, painter or _no_painter, watching)
         return
@@ -180,7 +180,7 @@ def _progress(rows: Sequence[Row], jobs: Sequence[crew.Job]) -> Iterator[Callabl
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks = {
             crew.Drawn: bar.add_task("drawn", total=to_draw),
-            crew.Judged: bar.add_task("judged", total=to_judge),
+            crew.Judgement: bar.add_task("judged", total=to_judge),
         }
         yield lambda event, count: bar.advance(tasks[type(event)], count)
 

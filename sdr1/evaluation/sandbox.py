@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.config.evaluation import EvaluationConfig
-from sdr1.evaluation.crew import Job, Judged, work
+from sdr1.evaluation.crew import Job, Judgement, work
 from sdr1.evaluation.folder import Records
 from sdr1.evaluation.judges.oracle import OracleJudge
 from sdr1.evaluation.painter import Painter
@@ -22,7 +22,7 @@ def oracle_records(pipeline: Any, rows: Sequence[Row], oracle: Path = ORACLE) ->
     jobs = [Job(n, batch, None, ("oracle",)) for n, batch in enumerate(batches(rows, size))]
     records: Records = {}
     for event in work(jobs, lambda: Painter(pipeline), {"oracle": OracleJudge(oracle)}):
-        if isinstance(event, Judged):
+        if isinstance(event, Judgement):
             records.update(zip((row.id for row in event.job.rows), event.records, strict=True))
     return records
 

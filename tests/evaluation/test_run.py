@@ -232,6 +232,24 @@ def test_bad_input_is_one_line_and_nothing_is_written(arguments, said, tmp_path,
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("protocol", "settings", "said"),
+    [
+        ("suite", [], ["PROTOCOL: 'suite'", "i2p", "evaluate alone"]),
+        ("sandbox", ["column=text"], ["column: 'text'", "brings its rows", "leave column out"]),
+        ("sandbox", ["images=3"], ["images: 3", "brings its rows"]),
+        ("sandbox", ["sampler.steps=3"], ["sampler: {'steps': 3}", "brings its rows"]),
+    ],
+)
+def test_judging_refuses_what_it_would_not_look_at(whole, protocol, settings, said, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["judge", protocol, "--images", str(whole), "--local", "--out", str(out), *settings]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert all(part in error for part in said), error
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("place", ["--local", "ray"])
 def test_a_model_is_evaluated_from_the_files_that_it_is_trained_from(place, tmp_path):
     folder = tiny.pipeline(tmp_path / "pipeline")
