@@ -196,7 +196,7 @@ def measure(config: Config) -> dict[str, Any]:
     end(reward, "reward")
     learner = start(LearnerRank, Learner, None)
     wait("start of the learner", learner.node())
-    wait("accumulate", learner.accumulate(task, group.trajectory, scores))
+    wait("accumulate", learner.accumulate(task, group.experience, scores))
     wait("step", learner.step())
     weights, checksum = learner.publish(1)
     wait("publish", checksum)

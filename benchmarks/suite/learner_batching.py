@@ -49,7 +49,7 @@ def main() -> None:
     policy = Policy(config.policy, seed=config.seed)
     task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), version=0)
     group_size = config.rollout.group_size
-    trajectory = policy.rollout(task, group_size, with_reference=False).trajectory
+    _, trajectory = policy.chain(task, group_size, with_reference=False)
     rewards = np.random.default_rng(0).normal(size=group_size).astype(np.float32)
     scores = Scores(rewards, None, 0.0)
     learner = Learner(config, policy)

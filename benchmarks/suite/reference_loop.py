@@ -30,6 +30,7 @@ from sdr1.rewards.scorer import Scorer
 from sdr1.sandbox import CLIP
 from sdr1.sandbox.captions import SAFE_ANCHORS, UNSAFE_ANCHORS
 from sdr1.training.learner import Learner
+from sdr1.training.objectives.grpo import Grpo
 
 RUNS, BATCH, ALPHA = 5, 4, 1.5
 SETTINGS = [
@@ -76,7 +77,7 @@ class Reference:
             latents = mean + sigma * torch.randn_like(latents)
             states.append(latents)
             log_probs.append(ddim.log_prob(latents, mean, sigma))
-        return states, log_probs, self._policy.decode(latents)
+        return states, log_probs, self._policy.decode(latents, TASK)
 
     def __call__(self) -> None:
         batches = [self._sample(BATCH) for _ in range(self._config.rollout.group_size // BATCH)]
@@ -102,14 +103,14 @@ class Ours:
     """The same group by the parts that training is made of."""
 
     def __init__(self, config: Config) -> None:
-        self._config = config
         self._policy = Policy(config.policy, seed=config.seed)
-        self._scorer, self._learner = Scorer(config.reward), Learner(config, self._policy)
+        self._grpo, self._learner = Grpo(config, self._policy), Learner(config, self._policy)
+        self._scorer = Scorer(config.reward)
 
     def __call__(self) -> None:
-        rollout = self._policy.rollout(TASK, self._config.rollout.group_size, with_reference=False)
+        rollout = self._grpo.rollout(TASK)
         scores = self._scorer.score(rollout.images, TASK.prompt)
-        self._learner.accumulate(TASK, rollout.trajectory, scores)
+        self._learner.accumulate(TASK, rollout.experience, scores)
         self._learner.step()
 
 

@@ -20,7 +20,6 @@ from sdr1.base.records import (
     LearnerState,
     Prompt,
     Scores,
-    Trajectory,
     UpdateReport,
     Weights,
 )
@@ -36,7 +35,7 @@ UNITS = {0: 128, 1: 48}
 and the last one's learning: at 4:1 that is 1/32 of the iteration; with staleness there is nothing to hide."""
 PAIRS, GROUPS_OF_A_PAIR = 5, 48
 _BUFFER, _CHECKSUM = np.zeros(1024, np.uint8), 0
-_TRAJECTORY, _IMAGES = Trajectory(np.zeros(1), np.zeros(1), np.zeros(1), None), np.zeros(1)
+_EXPERIENCE, _IMAGES = np.zeros(1), np.zeros(1)
 
 
 def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
@@ -53,7 +52,7 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
 
         def rollout(self, task):
             time.sleep(rollout_seconds)
-            return _TRAJECTORY, _IMAGES, rollout_seconds
+            return _EXPERIENCE, _IMAGES, rollout_seconds
 
     class Reward(Stub):
         def score(self, images, prompt):
@@ -62,12 +61,12 @@ def stubs(rollout_seconds: float, learner_seconds: float) -> Roles:
     class Learner(Stub):
         updates = 0
 
-        def __init__(self, config, _state):
-            self._ratio_gap = (0.0,) * len(config.policy.window)
+        def __init__(self, _config, _state):
+            pass
 
-        def accumulate(self, task, trajectory, scores):
+        def accumulate(self, task, experience, scores):
             time.sleep(learner_seconds)
-            return GroupReport(task, 0.0, 0.0, None, 0.0, None, 0.0, self._ratio_gap, learner_seconds)
+            return GroupReport(task, 0.0, 0.0, None, 0.0, learner_seconds)
 
         def step(self):
             self.updates += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class GroupTask:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The consecutive transitions of one group that the learner trains on."""
+    """The consecutive transitions of one group that GRPO trains on."""
 
     states: np.ndarray
     """x_t before each trained transition and after the last one, shape (K + 1, G, C, H, W), float32."""
@@ -62,7 +62,8 @@ class Trajectory:
 class Rollout:
     """One group as it leaves the policy."""
 
-    trajectory: Trajectory
+    experience: Any
+    """What the run's objective learns from: of GRPO a `Trajectory`."""
     images: np.ndarray
     """RGB, shape (G, H, W, 3), uint8."""
     seconds: float
@@ -90,12 +91,9 @@ class GroupReport:
     reward_std: float
     unsafe_rate: float | None
     loss: float
-    kl: float | None
-    """KL to the base in nats per latent dimension; None for a group without KL."""
-    clip_fraction: float
-    ratio_gap: tuple[float, ...]
-    """max over G of |rho - 1| per trained transition, length K."""
     seconds: float
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective tells of the group, by the names of metrics."""
     reward_terms: Mapping[str, float] = field(default_factory=dict)
     """As `Scores.terms`."""
 

@@ -69,6 +69,9 @@ class RolloutConfig(Section):
 
 
 class LearnerConfig(Section):
+    objective: Literal["grpo"] = Field(
+        "grpo", description="What turns scored groups into gradients: GRPO on the steps of the reverse chain."
+    )
     learning_rate: FiniteFloat = Field(1e-5, gt=0, le=1, description="AdamW learning rate.")
     decay_start: FiniteFloat = Field(
         1.0,

@@ -1,9 +1,8 @@
-"""A diffusers text-to-image pipeline as a stochastic policy: samples groups, and re-scores their transitions."""
+"""A diffusers text-to-image pipeline as a stochastic policy: samples groups, and evaluates their transitions again."""
 
 from __future__ import annotations
 
 import copy
-import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from sdr1.base.errors import TrainingError
-from sdr1.base.records import GroupTask, Rollout, Trajectory
+from sdr1.base.records import GroupTask, Trajectory
 from sdr1.config.policy import PolicyConfig
 from sdr1.method import ddim
 from sdr1.models import lora, pictures, pipeline_files, schedulers
@@ -73,6 +72,10 @@ class Policy:
         schedule = _ddim_schedule(self.pipeline.scheduler, config.steps)
         self._timesteps, self._alpha_bars, self._alpha_bars_prev = (each.to(self.device) for each in schedule)
         self._prediction_type = self.pipeline.scheduler.config.prediction_type
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        side = config.size // factor if config.size else self.unet.config.sample_size
+        self.latent_shape = (self.unet.config.in_channels, side, side)
+        """C, H, W."""
 
     @torch.no_grad()
     def _embed(self, text: str) -> torch.Tensor:
@@ -137,12 +140,13 @@ class Policy:
         return torch.autocast(self.device.type, dtype=getattr(torch, self.config.precision))
 
     @torch.no_grad()
-    def rollout(self, task: GroupTask, group_size: int, *, with_reference: bool) -> Rollout:
-        """Sample one group of images and the transitions to train on.
+    def chain(
+        self, task: GroupTask, group_size: int, *, with_reference: bool
+    ) -> tuple[torch.Tensor, Trajectory]:
+        """Sample one group: its final latents, shape (G, C, H, W), float32, and the transitions to train on.
 
         The noise depends on the task and the sample alone, drawn on the CPU, so that any worker makes the same group.
         """
-        begin = time.perf_counter()
         latents, noise_KG = self._draw_noise(task, group_size)
         window = self.config.window
         states, log_probs, references = [], [], []
@@ -168,22 +172,26 @@ class Policy:
             log_probs=torch.stack(log_probs).cpu().numpy(),
             reference_means=torch.stack(references).cpu().numpy() if with_reference else None,
         )
+        return latents, trajectory
+
+    def decode(self, latents_GCHW: torch.Tensor, task: GroupTask) -> np.ndarray:
+        """Images of a group's final latents, RGB, shape (G, H, W, 3), uint8.
+
+        Raises:
+            TrainingError: a pixel is not finite.
+        """
         try:
-            images = pictures.decode(self.pipeline.vae, latents)
+            return pictures.decode(self.pipeline.vae, latents_GCHW)
         except FloatingPointError as error:
             raise TrainingError(
                 f"iteration {task.iteration}, group {task.group} ({task.prompt.text!r}): {error}; go on from an earlier "
                 "checkpoint with a lower learner.learning_rate"
             ) from error
-        return Rollout(trajectory, images, time.perf_counter() - begin)
 
     def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Initial latents (G or, where samples share them, 1, C, H, W) and the noise of the window's steps
         (K, G, C, H, W), float32."""
-        vae = self.pipeline.vae.config
-        factor = 2 ** (len(vae.block_out_channels) - 1)
-        side = self.config.size // factor if self.config.size else self.unet.config.sample_size
-        shape = (self.unet.config.in_channels, side, side)
+        shape = self.latent_shape
 
         def normal(source: GroupTask, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
             generator = torch.Generator().manual_seed(source.noise_seed(*key))

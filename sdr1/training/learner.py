@@ -1,10 +1,11 @@
-"""GRPO on scored groups: gradients are accumulated group by group, then one optimizer step is made."""
+"""Gradients of scored groups are accumulated group by group, then one optimizer step is made."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,15 @@ from sdr1.base.records import (
     LearnerState,
     Moments,
     Scores,
-    Trajectory,
     UpdateReport,
     Weights,
 )
 from sdr1.config.training import Config
-from sdr1.method import ddim
-from sdr1.method.objective import clipped_loss, gaussian_kl, group_advantages
+from sdr1.method.objective import group_advantages
 from sdr1.models.policy import Policy
 from sdr1.planning.counts import passes
+from sdr1.training import objectives
+from sdr1.training.objectives.objective import RATIO_GAP
 from sdr1.training.ranks import ALONE, Ranks
 
 RATIO_TOLERANCE = 1e-5
@@ -45,6 +46,7 @@ class Learner:
     def __init__(self, config: Config, policy: Policy | None = None, ranks: Ranks = ALONE) -> None:
         self._config, self.ranks = config, ranks
         self._policy = policy or Policy(config.policy, device=config.learner.device, seed=config.seed)
+        self._objective = objectives.kind(config)(config, self._policy)
         options = config.learner
         self._optimizer = torch.optim.AdamW(
             self._policy.parameters,
@@ -124,10 +126,8 @@ class Learner:
             }
             offset += size
 
-    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport:
+    def accumulate(self, task: GroupTask, experience: Any, scores: Scores) -> GroupReport:
         """Add one group's gradient of the mean loss over the whole minibatch.
-
-        Samples and timesteps are flattened into micro-batches: once sampled, transitions are independent.
 
         Raises:
             TrainingError: a reward or the loss is not finite, or rho is not 1 before the first update.
@@ -139,17 +139,15 @@ class Learner:
                 f"{_name(task)}: rewards are not finite: {scores.rewards.tolist()}; nothing was updated"
             )
         advantages_G = self._advantages(task, torch.from_numpy(scores.rewards.copy()))
-        seen = self._backward(task, trajectory, advantages_G)
+        losses, seen = self._backward(task, experience, advantages_G)
         # Every rank has filled its own places; the sum holds all of them, exactly.
-        self.ranks.add([seen])
-        log_ratios, losses, divergences = seen
+        self.ranks.add([losses, *seen.values()])
         mean_loss = losses.mean().item()
         if not math.isfinite(mean_loss):
             self._optimizer.zero_grad()
             raise TrainingError(f"{_name(task)}: the loss is {mean_loss}; stopped before the optimizer")
-        off_one_KG = (log_ratios.exp().reshape(trajectory.log_probs.shape) - 1).abs()
-        gap_K = off_one_KG.amax(dim=1)
-        self._check_ratio(task, gap_K.max().item())
+        figures = self._objective.figures(experience, seen)
+        self._check_ratio(task, figures)
         self.accumulated += 1
         return GroupReport(
             task=task,
@@ -157,46 +155,30 @@ class Learner:
             reward_std=float(scores.rewards.std(ddof=1, dtype=np.float64)),
             unsafe_rate=None if scores.unsafe is None else float(scores.unsafe.mean()),
             loss=mean_loss,
-            kl=None if trajectory.reference_means is None else divergences.mean().item(),
-            clip_fraction=(off_one_KG > self._config.learner.clip_range).float().mean().item(),
-            ratio_gap=tuple(gap_K.tolist()),
             seconds=time.perf_counter() - begin,
+            figures=figures,
             reward_terms=scores.terms,
         )
 
-    def _backward(self, task: GroupTask, trajectory: Trajectory, advantages_G: torch.Tensor) -> torch.Tensor:
+    def _backward(
+        self, task: GroupTask, experience: Any, advantages_G: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Add this rank's share of a group's gradient.
 
-        Log-ratio, loss and KL of each transition, shape (3, K * G), zero where another rank computes it.
+        The losses and the values to report, each of shape (parts,), zero where another rank computes them. Parts are
+        flattened into micro-batches: they are independent.
         """
-        options, device = self._config.learner, self._policy.device
-        transitions, samples = trajectory.log_probs.shape
-        total = transitions * samples * self._config.groups_per_update
-        shared = self._config.policy.initial_noise != "sample"
-        seen = torch.zeros(3, transitions * samples, device=device)
-        log_ratios, losses, divergences = seen
-        for chunk in micro_batches(transitions * samples, options.micro_batch, self.ranks):
-            k, g = chunk // samples, chunk % samples
-            # Samples that share their initial noise still are one state at the first trained step: evaluated once.
-            states, places = np.unique(np.where((k == 0) & shared, 0, chunk), return_inverse=True)
-            state_k, state_g = states // samples, states % samples
-            latents = torch.from_numpy(trajectory.states[state_k, state_g]).to(device)
-            following = torch.from_numpy(trajectory.states[k + 1, g]).to(device)
-            old_log_probs = torch.from_numpy(trajectory.log_probs[k, g]).to(device)
-            steps = torch.from_numpy(trajectory.steps[state_k]).to(device)
-            evaluated = self._policy.transition(latents, steps, task.prompt.text)
-            place = torch.from_numpy(places).to(device)
-            mean, sigma = (each.index_select(0, place) for each in evaluated)
-            log_probs = ddim.log_prob(following, mean, sigma)
-            loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
-            if trajectory.reference_means is not None:
-                kl = gaussian_kl(mean, torch.from_numpy(trajectory.reference_means[k, g]).to(device), sigma)
-                loss = loss + options.kl_weight * kl
-                divergences[chunk] = kl.detach()
-            (loss.sum() / total * self._loss_scale(total, latents[0].numel())).backward()
+        parts = self._objective.size(experience)
+        scale = self._loss_scale(parts * self._config.groups_per_update)
+        losses = torch.zeros(parts, device=self._policy.device)
+        seen: dict[str, torch.Tensor] = {}
+        for chunk in micro_batches(parts, self._config.learner.micro_batch, self.ranks):
+            loss, values = self._objective.loss(task, experience, advantages_G, chunk)
+            (loss.sum() / (parts * self._config.groups_per_update) * scale).backward()
             losses[chunk] = loss.detach()
-            log_ratios[chunk] = log_probs.detach() - old_log_probs
-        return seen
+            for name, value in values.items():
+                seen.setdefault(name, torch.zeros_like(losses))[chunk] = value
+        return losses, seen
 
     def step(self) -> UpdateReport:
         """Clip the gradient and make one optimizer step.
@@ -230,10 +212,11 @@ class Learner:
         self.accumulated = 0
         return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
 
-    def _loss_scale(self, transitions: int, dimensions: int) -> float:
+    def _loss_scale(self, parts: int) -> float:
         """A power of two that keeps gradients inside float16: the UNet's output then gets ones of order 1/64."""
         if self._config.policy.precision == "float16":
-            self._scale = 2.0 ** (round(math.log2(transitions * dimensions)) - 6)
+            dimensions = math.prod(self._policy.latent_shape)
+            self._scale = 2.0 ** (round(math.log2(parts * dimensions)) - 6)
         return self._scale
 
     def _advantages(self, task: GroupTask, rewards_G: torch.Tensor) -> torch.Tensor:
@@ -255,7 +238,8 @@ class Learner:
         fallen = max(0.0, done - options.decay_start) / (1 - options.decay_start or 1)
         return options.learning_rate * 0.1**fallen
 
-    def _check_ratio(self, task: GroupTask, gap: float) -> None:
+    def _check_ratio(self, task: GroupTask, figures: dict[str, float]) -> None:
+        gap = max((value for name, value in figures.items() if name.startswith(RATIO_GAP)), default=0.0)
         exact = self._config.policy.precision == "float32"
         tolerance = RATIO_TOLERANCE if exact else AUTOCAST_RATIO_TOLERANCE
         on_policy = task.version * self._updates_per_iteration == self._updates
@@ -267,10 +251,10 @@ class Learner:
             )
 
 
-def micro_batches(transitions: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarray]:
-    """This rank's share of 0..transitions-1, in passes of near-equal size of at most `most`."""
-    count = passes(transitions, most, ranks.size) * ranks.size
-    chunks = np.array_split(np.arange(transitions), count)[ranks.rank :: ranks.size]
+def micro_batches(parts: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarray]:
+    """This rank's share of 0..parts-1, in passes of near-equal size of at most `most`."""
+    count = passes(parts, most, ranks.size) * ranks.size
+    chunks = np.array_split(np.arange(parts), count)[ranks.rank :: ranks.size]
     return [chunk for chunk in chunks if len(chunk)]
 
 

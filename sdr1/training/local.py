@@ -20,6 +20,7 @@ from sdr1.base.records import (
 from sdr1.config.training import Config
 from sdr1.models.policy import Policy
 from sdr1.rewards.scorer import Scorer
+from sdr1.training import objectives
 from sdr1.training.learner import Learner
 
 
@@ -35,6 +36,7 @@ class LocalExecutor:
             seed=config.seed,
             reference=config.learner.kl_weight > 0,
         )
+        self._objective = objectives.kind(config)(config, self._policy)
         self._scorer = Scorer(config.reward)
         self._learner = Learner(config, self._policy)
         if state is not None:
@@ -54,9 +56,7 @@ class LocalExecutor:
         if stale:
             self._policy.flat.load(self._learner.weights(tasks[0].version).buffer)
         for task in tasks:
-            rollout = self._policy.rollout(
-                task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
-            )
+            rollout = self._objective.rollout(task)
             scores = self._scorer.score(rollout.images, task.prompt)
             self._groups[task] = rollout, scores
             self._seconds[0] += rollout.seconds
@@ -66,7 +66,7 @@ class LocalExecutor:
 
     def accumulate(self, task: GroupTask) -> None:
         rollout, scores = self._groups[task]
-        self._reports.append(self._learner.accumulate(task, rollout.trajectory, scores))
+        self._reports.append(self._learner.accumulate(task, rollout.experience, scores))
 
     def step(self) -> tuple[list[GroupReport], UpdateReport]:
         reports, self._reports = self._reports, []

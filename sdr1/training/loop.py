@@ -3,15 +3,15 @@
     prompts --> GroupTask(iteration, group, prompt, seed, version)
                    |
             rollout workers                  G images of one prompt, by confirmed weights
-                   |  trajectory   | images
+                   |  experience   | images
                    |               v
                    |          reward workers       steered CLIP / HPS --> G rewards
                    v               |
-                learner  <---------+       advantages in the group, clipped loss + KL, accumulate;
+                learner  <---------+       advantages in the group, the objective's loss, accumulate;
                    |                       one optimizer step when the minibatch of groups is full
                    +--> versioned weights --> rollout workers
 
-The loop moves tasks and reports; images, trajectories and weights stay behind the executor.
+The loop moves tasks and reports; images, experience and weights stay behind the executor.
 """
 
 from __future__ import annotations

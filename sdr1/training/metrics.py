@@ -8,6 +8,8 @@ from statistics import fmean
 from sdr1.base.records import IterationReport
 from sdr1.config.training import Config
 from sdr1.planning.counts import count
+from sdr1.training import objectives
+from sdr1.training.objectives.objective import RATIO_GAP
 
 
 def summarize(report: IterationReport, config: Config) -> dict[str, float]:
@@ -15,9 +17,7 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
     groups, updates = report.groups, report.updates
     values: dict[str, float | None] = {
         "unsafe_rate": _mean(g.unsafe_rate for g in groups if g.task.prompt.label == "unsafe"),
-        "kl": _mean(g.kl for g in groups),
         "loss": _mean(g.loss for g in groups),
-        "clip_fraction": _mean(g.clip_fraction for g in groups),
         "grad_norm": _mean(u.grad_norm for u in updates),
         "learning_rate": updates[-1].learning_rate,
         "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
@@ -33,22 +33,21 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         values[f"reward_std_{label}"] = _mean(g.reward_std for g in mine)
     for name in groups[0].reward_terms:
         values[f"reward_term/{name}"] = fmean(g.reward_terms[name] for g in groups)
-    gaps = zip(*(g.ratio_gap for g in groups[: config.groups_per_update]), strict=True)
-    for step, gap in zip(config.policy.window, gaps, strict=True):
-        values[f"ratio_gap/step_{step}"] = max(gap)
+    for name in dict.fromkeys(name for g in groups for name in g.figures):
+        values[name] = _mean(g.figures.get(name) for g in groups)
+        if name.startswith(RATIO_GAP):
+            values[name] = max(g.figures.get(name, 0.0) for g in groups[: config.groups_per_update])
     return {name: value for name, value in values.items() if value is not None}
 
 
 def names(config: Config) -> set[str]:
     """Every name that `summarize` may give in a run of this config."""
-    found = {"loss", "clip_fraction", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
+    found = {"loss", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
     found |= {"images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
     found |= {f"reward{part}_{label}" for part in ("", "_std") for label in ("safe", "unsafe")}
-    found |= {f"ratio_gap/step_{step}" for step in config.policy.window}
+    found |= objectives.kind(config).names(config)
     if config.reward.monitor is not None:
         found.add("unsafe_rate")
-    if config.learner.kl_weight > 0:
-        found.add("kl")
     if config.reward.terms:
         found |= {f"reward_term/{name}" for name in ("main", *config.reward.terms)}
     return found

@@ -89,7 +89,7 @@ def test_reference_shares_one_noise_in_an_iteration_and_nowhere_else():
 
     def states(iteration, group):
         task = GroupTask(0, iteration, group, Prompt("a red circle", "safe"), 0)
-        return policy.rollout(task, 2, with_reference=False).trajectory.states
+        return policy.chain(task, 2, with_reference=False)[1].states
 
     one, two, later = states(0, 0), states(0, 1), states(1, 0)
     assert one.shape[0] == 5, "four of five transitions"

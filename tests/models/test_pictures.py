@@ -82,7 +82,7 @@ def test_a_rollout_of_a_broken_policy_stops_training(small):
     policy.flat.load(np.full_like(policy.flat.publish(0).buffer, 255))
     task = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two rings", "safe"), version=0)
     with pytest.raises(TrainingError, match=r"iteration 1, group 2 \('two rings'\): 2 of 2 pictures"):
-        policy.rollout(task, 2, with_reference=False)
+        policy.decode(policy.chain(task, 2, with_reference=False)[0], task)
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0, float("inf"), "large"])

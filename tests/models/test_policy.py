@@ -16,32 +16,35 @@ TASK = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two blue squares",
 
 def test_a_group_depends_on_the_task_alone(small):
     config = small().policy
-    one, two = (Policy(config, seed=0).rollout(TASK, 3, with_reference=False) for _ in range(2))
-    assert np.array_equal(one.images, two.images)
-    assert np.array_equal(one.trajectory.states, two.trajectory.states)
-    assert len({image.tobytes() for image in one.images}) == 3
+    policies = [Policy(config, seed=0) for _ in range(2)]
+    (one, first), (two, second) = (each.chain(TASK, 3, with_reference=False) for each in policies)
+    assert torch.equal(one, two)
+    assert np.array_equal(first.states, second.states)
+    assert len({image.tobytes() for image in policies[0].decode(one, TASK)}) == 3
 
 
 def test_shared_and_own_initial_noise(small):
-    shared = Policy(small(policy={"initial_noise": "group"}).policy).rollout(TASK, 3, with_reference=False)
-    own = Policy(small(policy={"initial_noise": "sample"}).policy).rollout(TASK, 3, with_reference=False)
-    assert np.array_equal(shared.trajectory.states[0, 0], shared.trajectory.states[0, 2])
-    assert not np.array_equal(own.trajectory.states[0, 0], own.trajectory.states[0, 2])
+    shared, own = (
+        Policy(small(policy={"initial_noise": which}).policy).chain(TASK, 3, with_reference=False)[1].states
+        for which in ("group", "sample")
+    )
+    assert np.array_equal(shared[0, 0], shared[0, 2])
+    assert not np.array_equal(own[0, 0], own[0, 2])
 
 
 def test_a_chain_almost_without_noise_is_diffusers_own_ddim(small):
     policy = Policy(small(policy={"eta": 1e-4, "noise_window": [0, 1], "steps": 4}).policy)
-    made = policy.rollout(TASK, 2, with_reference=False)
+    latents, trajectory = policy.chain(TASK, 2, with_reference=False)
     pipeline = load_pipeline("sandbox")
     images = pipeline(
         [TASK.prompt.text] * 2,
         num_inference_steps=4,
         guidance_scale=2.0,
         eta=0.0,
-        latents=torch.from_numpy(made.trajectory.states[0].copy()),
+        latents=torch.from_numpy(trajectory.states[0].copy()),
         output_type="np",
     ).images
-    assert np.abs(made.images / 255 - images).max() < 0.02
+    assert np.abs(policy.decode(latents, TASK) / 255 - images).max() < 0.02
 
 
 def test_lora_starts_as_the_base_and_reference_ignores_training(small):

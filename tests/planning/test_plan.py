@@ -16,6 +16,7 @@ from sdr1.planning.costs import count_flops
 from sdr1.planning.plan import lines, plan
 from sdr1.planning.shapes import shapes
 from sdr1.training.learner import Learner
+from sdr1.training.objectives.grpo import Grpo
 from tests import tiny
 
 
@@ -33,15 +34,15 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
     policy = Policy(config.policy, seed=0, reference=True)
     task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
     with count_flops() as rollout:
-        made = policy.rollout(task, 3, with_reference=True)
+        made = Grpo(config, policy).rollout(task)
     learner = Learner(config, policy)
     with count_flops() as learning:
-        learner.accumulate(task, made.trajectory, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
+        learner.accumulate(task, made.experience, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
     necessary = found["flops"]["per_image"]
     assert necessary["rollout"] > 0
     assert 0.95 <= rollout.get_total_flops() / (3 * necessary["rollout"]) <= 1.05
     assert 0.95 <= learning.get_total_flops() / (3 * necessary["learner"]) <= 1.05
-    moved, held = found["bytes_per_iteration"], made.trajectory
+    moved, held = found["bytes_per_iteration"], made.experience
     assert moved["weights_published"] == learner.weights(0).buffer.nbytes
     assert moved["images"] == made.images.nbytes
     assert moved["trajectories"] == held.states.nbytes + held.log_probs.nbytes

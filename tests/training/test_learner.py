@@ -14,6 +14,7 @@ from sdr1.method import ddim
 from sdr1.method.objective import group_advantages
 from sdr1.models.policy import Policy
 from sdr1.training.learner import Learner
+from sdr1.training.objectives.grpo import Grpo
 
 SAFE, UNSAFE = Prompt("a red circle", "safe"), Prompt("a deadly thing", "unsafe")
 
@@ -25,17 +26,15 @@ def scores(rewards: list[float]) -> Scores:
 def learner_and_group(config, prompt=SAFE):
     policy = Policy(config.policy, seed=config.seed, reference=True)
     task = GroupTask(config.seed, 0, 0, prompt, version=0)
-    rollout = policy.rollout(task, config.rollout.group_size, with_reference=config.has_kl(prompt.label))
-    return Learner(config, policy), policy, task, rollout.trajectory
+    return Learner(config, policy), policy, task, Grpo(config, policy).rollout(task).experience
 
 
 def test_ratio_is_one_and_kl_is_zero_before_the_first_update(small):
     learner, _, task, trajectory = learner_and_group(small())
     report = learner.accumulate(task, trajectory, scores([0.1, 0.2, 0.6]))
-    assert len(report.ratio_gap) == 2
-    assert max(report.ratio_gap) < 1e-5
-    assert report.kl == pytest.approx(0, abs=1e-9)
-    assert report.clip_fraction == 0
+    gaps = [report.figures.pop(f"ratio_gap/step_{step}") for step in range(2)]
+    assert max(gaps) < 1e-5
+    assert report.figures == {"kl": pytest.approx(0, abs=1e-9), "clip_fraction": 0}
 
 
 @pytest.mark.parametrize(("trainable", "noise"), [("lora", "sample"), ("full", "sample"), ("full", "group")])
@@ -135,7 +134,7 @@ def test_the_learning_rate_falls_by_equal_factors_towards_a_tenth(small, start, 
     rates = []
     for iteration in range(4):
         task = GroupTask(0, iteration, 0, UNSAFE, version=iteration)
-        rollout = policy.rollout(task, 3, with_reference=False)
-        learner.accumulate(task, rollout.trajectory, scores([0.1, 0.3, 0.2]))
+        _, trajectory = policy.chain(task, 3, with_reference=False)
+        learner.accumulate(task, trajectory, scores([0.1, 0.3, 0.2]))
         rates.append(learner.step().learning_rate)
     assert rates == pytest.approx([1e-3 * share for share in kept], rel=1e-3)

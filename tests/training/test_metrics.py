@@ -12,7 +12,8 @@ from sdr1.training.metrics import summarize
 
 def group(index: int, label: str, reward: float, kl: float | None, unsafe: float) -> GroupReport:
     task = GroupTask(0, 3, index, Prompt("a thing", label), version=2)
-    return GroupReport(task, reward, 0.1, unsafe, 0.0, kl, 0.25, (1e-7 * (index + 1), 0.0), seconds=1.0)
+    figures = {"clip_fraction": 0.25, "ratio_gap/step_0": 1e-7 * (index + 1)} | ({"kl": kl} if kl else {})
+    return GroupReport(task, reward, 0.1, unsafe, 0.0, seconds=1.0, figures=figures)
 
 
 def test_summary_by_hand(small):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ray
 from torch.distributed import TCPStore
@@ -13,7 +15,6 @@ from sdr1.base.records import (
     LearnerState,
     Prompt,
     Scores,
-    Trajectory,
     UpdateReport,
     Weights,
 )
@@ -23,30 +24,29 @@ from sdr1.training.ranks import LOOPBACK, Meeting, join, open_meeting
 
 
 class RolloutActor(Actor):
-    """Consumes tasks, produces trajectories and images; blocks on nothing but its own device."""
+    """Consumes tasks, produces experience and images; blocks on nothing but its own device."""
 
     def __init__(self, config: Config) -> None:
         from sdr1.models.policy import Policy
+        from sdr1.training import objectives
 
         prepare_process(config.run.threads)
-        self._config = config
         self._policy = Policy(
             config.policy,
             device=config.rollout.device,
             seed=config.seed,
             reference=config.learner.kl_weight > 0,
         )
+        self._objective = objectives.kind(config)(config, self._policy)
 
     def load(self, weights: Weights) -> int:
         """Load published weights; the checksum of what is in place afterwards confirms them."""
         return self._policy.flat.load(weights.buffer)
 
-    def rollout(self, task: GroupTask) -> tuple[Trajectory, np.ndarray, float]:
-        """One group: trajectory, images and busy seconds, of which each reader pulls its own."""
-        made = self._policy.rollout(
-            task, self._config.rollout.group_size, with_reference=self._config.has_kl(task.prompt.label)
-        )
-        return made.trajectory, made.images, made.seconds
+    def rollout(self, task: GroupTask) -> tuple[Any, np.ndarray, float]:
+        """One group: experience, images and busy seconds, of which each reader pulls its own."""
+        made = self._objective.rollout(task)
+        return made.experience, made.images, made.seconds
 
 
 class RewardActor(Actor):
@@ -92,11 +92,11 @@ class LearnerActor(Actor):
         options = self._config.learner.device, self._config.run.task_timeout, self._store
         self._learner.ranks = join(meeting, rank, host, *options)
 
-    def accumulate(self, task: GroupTask, trajectory: Trajectory, scores: Scores) -> GroupReport | None:
+    def accumulate(self, task: GroupTask, experience: Any, scores: Scores) -> GroupReport | None:
         """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
         if task.group % self._groups_per_update != self._learner.accumulated:
             return None
-        return self._learner.accumulate(task, trajectory, scores)
+        return self._learner.accumulate(task, experience, scores)
 
     def step(self) -> UpdateReport:
         return self._learner.step()

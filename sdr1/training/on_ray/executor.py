@@ -146,7 +146,7 @@ class RayExecutor:
         made, scores = group.made, group.scores
         assert made is not None
         assert scores is not None
-        refs = self._learner.call(lambda rank: rank.accumulate(group.task, made.trajectory, scores))
+        refs = self._learner.call(lambda rank: rank.accumulate(group.task, made.experience, scores))
         group.state = State.HANDED
         self._handed.append((group, self._learner_call(refs)))
 

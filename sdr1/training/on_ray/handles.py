@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from sdr1.base.records import (
     LearnerState,
     Prompt,
     Scores,
-    Trajectory,
     UpdateReport,
     Weights,
 )
@@ -24,7 +23,7 @@ from sdr1.training.ranks import Meeting
 class Made(NamedTuple):
     """A group's parts, each an object of its own: nobody pulls what it does not read."""
 
-    trajectory: Ref[Trajectory]
+    experience: Ref[Any]
     """For the learner."""
     images: Ref[np.ndarray]
     """For the reward worker, and for pictures to look at."""
@@ -53,9 +52,9 @@ class LearnerHandle(Handle):
         return self._actor.join.remote(meeting, rank)
 
     def accumulate(
-        self, task: GroupTask, trajectory: Ref[Trajectory], scores: Ref[Scores]
+        self, task: GroupTask, experience: Ref[Any], scores: Ref[Scores]
     ) -> Ref[GroupReport | None]:
-        return self._actor.accumulate.remote(task, trajectory, scores)
+        return self._actor.accumulate.remote(task, experience, scores)
 
     def step(self) -> Ref[UpdateReport]:
         return self._actor.step.remote()

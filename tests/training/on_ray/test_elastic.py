@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.suite.schedule import stubs
-from sdr1.base.records import Prompt, Trajectory
+from sdr1.base.records import Prompt
 from sdr1.config.training import validate
 from sdr1.distributed.calls import MAX_REMAKES
 from sdr1.models.flat import sha256
@@ -80,7 +80,7 @@ def test_results_that_went_with_their_node_are_made_again(cluster, tmp_path):
         def rollout(self, task):
             # Too big to travel inside the answer: it stays in its node's store.
             nothing = np.zeros(1)
-            return Trajectory(np.zeros(10**6), nothing, nothing, None), nothing, 0.01
+            return np.zeros(10**6), nothing, 0.01
 
     # More workers than times that a group may be lost: none of the dead ones may count against it.
     workers = MAX_REMAKES + 2

@@ -68,11 +68,11 @@ def roles_of(rollout: type | None = None) -> Roles:
             super().__init__(config, state)
             self.order = list(state.variances["order"]) if state else []
 
-        def accumulate(self, task, trajectory, scores):
+        def accumulate(self, task, experience, scores):
             if task.group != len(self.order) % GROUPS:
                 return None
             self.order.append((task.iteration, task.group))
-            return super().accumulate(task, trajectory, scores)
+            return super().accumulate(task, experience, scores)
 
         def state(self, iteration):
             weights = (Weights(iteration, np.zeros(8, np.uint8), 0),)
@@ -143,11 +143,11 @@ def test_groups_lost_on_their_way_to_the_learner_are_made_again_in_order(tmp_pat
     hit = []
 
     def strike(executor):
-        """The learner works on group 1; group 2 goes to it with a trajectory that is gone, and 3 right behind."""
+        """The learner works on group 1; group 2 goes to it with experience that is gone, and 3 right behind."""
         group = group_of(executor, 1, 2)
         while group.state is not State.SCORED:
             executor._wait()
-        group.made = group.made._replace(trajectory=gone())
+        group.made = group.made._replace(experience=gone())
         hit.append(group)
 
     record, order = run(tmp_path, roles_of(), strike)
