@@ -94,7 +94,11 @@ def doctor(
 
 def export(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run directory; its newest checkpoint is taken.")
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="Run directory; the newest checkpoint is taken, or the best if `stop.when` ended the run.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write; default: RUN/export.")

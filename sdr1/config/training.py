@@ -158,6 +158,42 @@ class CheckpointConfig(Section):
     )
 
 
+class StopRule(Section):
+    metric: str = Field(
+        description="A metric of `metrics.jsonl`, e.g. kl, reward_std_unsafe, eval/utility/overall."
+    )
+    above: FiniteFloat | None = Field(
+        None, description="The rule holds while the metric is larger than this."
+    )
+    below: FiniteFloat | None = Field(
+        None, description="The rule holds while the metric is smaller than this."
+    )
+    iterations: int = Field(
+        1,
+        ge=1,
+        le=MOST_ITERATIONS,
+        description="Values in a row for which it has to hold; an iteration without the metric is passed over.",
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> StopRule:
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"{self.metric}: give one of `above` and `below`, and not the other")
+        return self
+
+    def __str__(self) -> str:
+        bound = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+        return f"{self.metric} {bound} for {self.iterations} in a row"
+
+
+class StopConfig(Section):
+    when: tuple[StopRule, ...] = Field(
+        (),
+        description="Rules that end the run early, each {metric, above or below, iterations}. With checkpoint.best "
+        "`model/` is then of the best checkpoint, else of the last iteration.",
+    )
+
+
 class Config(Section):
     """A training run."""
 
@@ -174,6 +210,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: TrainingEvaluationConfig = TrainingEvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    stop: StopConfig = StopConfig()
 
     @property
     def groups_per_update(self) -> int:
@@ -182,6 +219,15 @@ class Config(Section):
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
         return self.learner.kl_weight > 0 and (self.learner.kl_on == "all" or label == "safe")
+
+    @property
+    def named_metrics(self) -> list[tuple[str, str]]:
+        """Fields that name a metric, and the metric."""
+        best = self.checkpoint.best
+        return [
+            *([] if best is None else [("checkpoint.best", best.removeprefix("-"))]),
+            *((f"stop.when.{n}.metric", rule.metric) for n, rule in enumerate(self.stop.when)),
+        ]
 
     @property
     def gpu_share(self) -> float:
@@ -197,12 +243,10 @@ class Config(Section):
         return math.floor(10_000 / max(1, actors)) / 10_000
 
     @model_validator(mode="after")
-    def _evaluated_when_best_is_an_evaluation(self) -> Config:
-        best = (self.checkpoint.best or "").lstrip("-")
-        if best.startswith("eval/") and self.evaluation.every == 0:
-            raise ValueError(
-                f"checkpoint.best: {best} is measured by evaluations; set evaluation.every, e.g. 10"
-            )
+    def _evaluated_when_an_evaluation_is_named(self) -> Config:
+        for field, name in self.named_metrics:
+            if name.startswith("eval/") and self.evaluation.every == 0:
+                raise ValueError(f"{field}: {name} is measured by evaluations; set evaluation.every, e.g. 10")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A run's newest weights as files for plain diffusers, with a model card: pipeline, UNet or LoRA adapter."""
+"""The weights that a run left as files for plain diffusers, with a model card: pipeline, UNet or LoRA adapter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from sdr1.models import lora
 from sdr1.models.flat import sha256
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
-from sdr1.training.checkpoint import Checkpoint, newest
+from sdr1.training.checkpoint import Checkpoint
 from sdr1.training.observers import journal
+from sdr1.training.run_folder import chosen
 
 Part = Literal["pipeline", "unet", "lora", "kohya"]
 """`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
@@ -40,7 +41,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     """
     if out.exists():
         raise UserError(f"--out: {str(out)!r}: exists already; choose another folder or remove it")
-    found = newest(run) if run.is_dir() else None
+    found = chosen(run) if run.is_dir() else None
     if found is None:
         raise UserError(f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run")
     config = validate(found.config)

@@ -63,6 +63,7 @@ _HARMLESS = (
     "checkpoint.",
     "evaluation.",
     "tracking.",
+    "stop.",
     "run.task_timeout",
     "run.start_timeout",
     "run.placement",

@@ -81,9 +81,14 @@ class Observer(Protocol):
 
 
 def run(
-    config: Config, stream: PromptStream, executor: Executor, observers: Sequence[Observer], start: int = 0
+    config: Config,
+    stream: PromptStream,
+    executor: Executor,
+    observers: Sequence[Observer],
+    start: int = 0,
+    is_enough: Callable[[int], bool] = lambda done: False,
 ) -> Weights:
-    """Train from iteration `start` up to `config.iterations` and return the final weights.
+    """Train from iteration `start` up to `config.iterations`, or to fewer that are enough; return the final weights.
 
     When the learner is lost, iterations since its last snapshot are made again, with the same bits; observers see
     them again.
@@ -100,7 +105,7 @@ def run(
                 for version in range(max(0, iteration - staleness), iteration + 1):
                     executor.publish(version)
                 submitted = {}
-            if iteration == config.iterations:
+            if iteration == config.iterations or is_enough(iteration):
                 return executor.weights()
             begin = time.perf_counter()
             for near in range(iteration, min(iteration + staleness + 1, config.iterations)):

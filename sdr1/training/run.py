@@ -30,7 +30,7 @@ from sdr1.rewards import scorer
 from sdr1.training import loop, run_folder
 from sdr1.training.checkpoint import complete
 from sdr1.training.loop import Executor
-from sdr1.training.observers import checkpointer as keeping
+from sdr1.training.observers import named
 from sdr1.training.observers.checkpointer import Checkpointer
 from sdr1.training.observers.journal import Journal, Source
 from sdr1.training.observers.progress import Progress
@@ -81,18 +81,22 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         with Checkpointer(config, journal) as checkpointer:
             journal.subscribe(checkpointer)
             with _sigterm(config.run, checkpointer):
-                weights = loop.run(config, stream, executor, [journal], start)
+                last = loop.run(
+                    config, stream, executor, [journal], start, lambda done: bool(journal.stopped_by(done))
+                )
             checkpointer.flush(timeout=600)
         cluster.close()
+        weights, stopped = _left(config, last, journal, checkpointer)
         model = config.run.directory / "model"
         _save(config, weights, model)
         summary_file = config.run.directory / run_folder.SUMMARY
         # Of a finished run that went on, the whole way.
         seconds = peek(summary_file, "seconds", float) + time.perf_counter() - begin
         result = Result(sha256(weights), seconds, model)
-        summary = {
+        summary: dict[str, object] = {
             "seed": config.seed,
-            "iterations": config.iterations,
+            "iterations": last.version,
+            **stopped,
             "seconds": round(result.seconds, 1),
             "weights_sha256": result.weights_sha256,
             "safety_checker": "off",
@@ -101,6 +105,23 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         if tracker is not None:
             tracker.finish(result.model, summary)
     return result
+
+
+def _left(
+    config: Config, last: Weights, journal: Journal, checkpointer: Checkpointer
+) -> tuple[Weights, dict[str, str | int]]:
+    """The weights that a run leaves: its last, or, where a rule stopped it, the best that are known; and what is said
+    of them in `summary.json`."""
+    rule = journal.stopped_by(last.version)
+    if rule is None:
+        return last, {}
+    weights = checkpointer.best() or last
+    print(
+        f"stop.when: {rule}: stopped after iteration {last.version} of {config.iterations}; model/ is of iteration "
+        f"{weights.version}",
+        flush=True,
+    )
+    return weights, {"stopped_by": str(rule), run_folder.CHOSEN: weights.version}
 
 
 @contextmanager
@@ -134,7 +155,7 @@ def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
         require_device(f"{section}.device", getattr(config, section).device)
     if config.tracking.enabled:
         require("mlflow", "tracking.enabled: true")
-    keeping.check(config)
+    named.check(config)
     stream = prompts.load(config)
     check_policy(config.policy)
     scorer.check(config.reward)

@@ -17,13 +17,15 @@ from sdr1.base.files import refuse_foreign, remove_partial, write_text
 from sdr1.base.plain_data import peek
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
-from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, newest
+from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, load, newest
 from sdr1.training.differences import differences
 from sdr1.training.observers import journal
 
 MARKER = "sdr1-run.json"
 """The file by which sdr1 knows a run's folder; it holds the config that the run was last started with."""
 SUMMARY = "summary.json"
+CHOSEN = "weights_of_iteration"
+"""Of a run that a rule stopped: the iteration that its model is of."""
 _SAMPLE = re.compile(r"(\d{6,})-(safe|unsafe)\.png")
 
 
@@ -54,6 +56,17 @@ def unfinished(run: Path) -> bool:
     """Whether the folder holds a run that was stopped on its way, be it the way on from a finished run."""
     saved = complete(run)
     return bool(saved) and int(saved[-1].name) > peek(run / SUMMARY, "iterations", int)
+
+
+def chosen(run: Path) -> Checkpoint | None:
+    """The checkpoint that a run's model is of: the best, where a rule stopped the run, else the newest; None without any.
+
+    Raises:
+        UserError: it is not good.
+    """
+    number = 0 if unfinished(run) else peek(run / SUMMARY, CHOSEN, int)
+    at = {int(folder.name): folder for folder in complete(run)}
+    return load(at[number]) if number in at else newest(run)
 
 
 def config_of(run: Path) -> dict[str, Any]:

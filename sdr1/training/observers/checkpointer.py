@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import shutil
@@ -13,27 +12,13 @@ from pathlib import Path
 
 from sdr1.base.errors import TrainingError, UserError
 from sdr1.base.process import raise_if_stopped
-from sdr1.base.records import GroupTask, LearnerState
+from sdr1.base.records import GroupTask, LearnerState, Weights
 from sdr1.config.training import Config
 from sdr1.training import checkpoint
-from sdr1.training import metrics as names_of_metrics
 from sdr1.training.loop import Executor
-from sdr1.training.observers.journal import Journal
+from sdr1.training.observers.journal import EVALUATION, Journal
 
 _log = logging.getLogger("sdr1")
-
-
-def check(config: Config) -> None:
-    """Raise UserError when `checkpoint.best` names a metric that no iteration of this run has.
-
-    Those of evaluations are known when the first of them is there.
-    """
-    best = config.checkpoint.best
-    known = names_of_metrics.names(config)
-    if best is None or best.removeprefix("-") in known or best.removeprefix("-").startswith("eval/"):
-        return
-    near = difflib.get_close_matches(best.removeprefix("-"), known, n=3) or sorted(known)
-    raise UserError(f"checkpoint.best: {best!r}: this run has no such metric; use e.g. {', '.join(near)}")
 
 
 class Checkpointer:
@@ -43,7 +28,7 @@ class Checkpointer:
         self._config, self._journal = config, journal
         self._pending: tuple[Callable[[], LearnerState], dict[str, float]] | None = None
         self._error: OSError | None = None
-        self._busy = self._closing = self._warned = False
+        self._busy = self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
 
@@ -66,7 +51,8 @@ class Checkpointer:
     ) -> None:
         self._raise_problem()
         done = iteration + 1
-        if done % self._config.checkpoint.every and done != self._config.iterations:
+        ends = done == self._config.iterations or self._journal.stopped_by(done) is not None
+        if done % self._config.checkpoint.every and not ends:
             return
         fetch = executor.snapshot(done)
         with self._changed:
@@ -108,37 +94,50 @@ class Checkpointer:
                     self._busy = False
                     self._changed.notify_all()
 
+    def best(self) -> Weights | None:
+        """The weights that are best by `checkpoint.best`, of those on disk whose value is known."""
+        values = self._values(self._facts())
+        for folder in sorted(values, key=lambda folder: values[folder], reverse=True):
+            try:
+                return checkpoint.load(folder).state.current
+            except UserError as error:
+                _log.warning("%s; taking the next best", error)
+        return None
+
     def _prune(self) -> None:
+        facts = self._facts()
+        kept = {*list(facts)[-self._config.checkpoint.keep :], *self._waiting(facts)}
+        if values := self._values(facts):
+            kept.add(max(values, key=lambda folder: values[folder]))
+        for folder in facts.keys() - kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _facts(self) -> dict[Path, checkpoint.Facts]:
         # A damaged one is no checkpoint: it takes no other's place, and is left to whoever wants to look at it.
         facts = {}
         for folder in checkpoint.complete(self._config.run.directory):
             with suppress(UserError):
                 facts[folder] = checkpoint.facts_of(folder)
-        kept = set(list(facts)[-self._config.checkpoint.keep :])
-        if self._config.checkpoint.best is not None:
-            kept |= self._best(facts, self._config.checkpoint.best)
-        for folder in facts.keys() - kept:
-            shutil.rmtree(folder, ignore_errors=True)
+        return facts
 
-    def _best(self, facts: dict[Path, checkpoint.Facts], best: str) -> set[Path]:
-        """The best by a metric, and those that may turn out to be it."""
+    def _values(self, facts: dict[Path, checkpoint.Facts]) -> dict[Path, float]:
+        """How good each is by `checkpoint.best`, where that is known; more is better."""
+        best = self._config.checkpoint.best or ""
         sign, name = (-1 if best.startswith("-") else 1), best.removeprefix("-")
-        evaluated = self._journal.evaluations()
-        waiting = self._config.evaluation.every if name.startswith("eval/") else 0
-        kept, values = set(), {}
-        for folder, held in facts.items():
-            value = {**held.metrics, **evaluated.get(held.iteration, {})}.get(name, math.nan)
-            if math.isfinite(value):
-                values[folder] = sign * value
-            elif waiting and held.iteration > max(evaluated, default=0) and held.iteration % waiting == 0:
-                # Its evaluation may still be under way.
-                kept.add(folder)
-        if values:
-            kept.add(max(values, key=lambda folder: values[folder]))
-        elif facts and evaluated and not self._warned:
-            self._warned = True
-            _log.warning(
-                "checkpoint.best: %s: no such metric so far, no best checkpoint is kept; there are %s",
-                name, ", ".join(sorted(key for key in evaluated[max(evaluated)] if key.startswith("eval/"))),
-            )  # fmt: skip
-        return kept
+        evaluated = self._journal.evaluations() if name.startswith(EVALUATION) else {}
+        found = {
+            folder: evaluated.get(held.iteration, held.metrics).get(name, math.nan)
+            for folder, held in facts.items()
+        }
+        return {folder: sign * value for folder, value in found.items() if math.isfinite(value)}
+
+    def _waiting(self, facts: dict[Path, checkpoint.Facts]) -> set[Path]:
+        """Those that may turn out to be the best: their evaluation may be under way."""
+        if not (self._config.checkpoint.best or "").removeprefix("-").startswith(EVALUATION):
+            return set()
+        every, latest = self._config.evaluation.every, max(self._journal.evaluations(), default=0)
+        return {
+            folder
+            for folder, held in facts.items()
+            if held.iteration > latest and held.iteration % every == 0
+        }

@@ -16,10 +16,11 @@ import numpy as np
 from sdr1.base.errors import UserError, reason
 from sdr1.base.process import pause, prepare_process
 from sdr1.config.training import Config
+from sdr1.evaluation.rows import Record
 from sdr1.evaluation.sandbox import speaks
 from sdr1.models import pipeline_files
 from sdr1.training.loop import Executor
-from sdr1.training.observers.journal import EVALUATED
+from sdr1.training.observers.journal import EVALUATED, EVALUATION
 
 _POLL = 0.2
 """Seconds between looks at the evaluation of the last iteration."""
@@ -114,6 +115,17 @@ def check(config: Config) -> None:
         )
 
 
+def names() -> set[str]:
+    """Of the figures that an evaluation adds to a row."""
+    from sdr1.evaluation.protocols.sandbox import figures_of
+    from sdr1.evaluation.sandbox_rows import rows_of
+    from sdr1.sandbox.prompts import TOPICS
+
+    rows = rows_of(TOPICS, 1, seed=0)
+    nothing: Record = {"unsafe": False, "things": []}
+    return {f"{EVALUATION}{figure.name}" for figure in figures_of(rows, {row.id: nothing for row in rows})}
+
+
 def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:
     """Figures of the sandbox's protocol on its tuning split, drawn as its evaluations draw (`sandbox_rows.DEPLOYED`),
     not as the policy samples."""
@@ -130,5 +142,5 @@ def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict
     figures = figures_of(rows, oracle_records(policy.pipeline, rows))
     return {
         EVALUATED: float(iteration),
-        **{f"eval/{figure.name}": figure.mean() for figure in figures},
+        **{f"{EVALUATION}{figure.name}": figure.mean() for figure in figures},
     }

@@ -13,11 +13,14 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import write_text
 from sdr1.base.plain_data import parse_json
 from sdr1.base.records import GroupTask
-from sdr1.config.training import Config
+from sdr1.config.training import Config, StopRule
 from sdr1.training.loop import Executor, Observer
+from sdr1.training.stop import rule_met
 
 NAME = "metrics.jsonl"
-EVALUATED = "eval/iteration"
+EVALUATION = "eval/"
+"""What the names of an evaluation's figures begin with."""
+EVALUATED = f"{EVALUATION}iteration"
 """Of a row with an evaluation's figures: whose weights they are of, as a checkpoint counts (iterations applied)."""
 Row = dict[str, float]
 """{"iteration", "time" (Unix seconds), metrics...}, a line of JSON on disk."""
@@ -38,7 +41,7 @@ class Journal:
     """
 
     def __init__(self, config: Config, source: Source | None = None) -> None:
-        self.path = config.run.directory / NAME
+        self._config, self.path = config, config.run.directory / NAME
         self.rows: list[Row] = []
         self._source, self._subscribers = source, list[Observer]()
         self._came_in: Row = {}
@@ -76,6 +79,10 @@ class Journal:
     def evaluations(self) -> dict[int, Row]:
         """The rows in which figures of an evaluation came in, by the iteration of its weights."""
         return {int(row[EVALUATED]): row for row in self.rows if EVALUATED in row}
+
+    def stopped_by(self, done: int) -> StopRule | None:
+        """The rule of `stop.when` that ends the run after so many iterations; rows of later ones may be there."""
+        return rule_met(self._config.stop, self.rows[:done])
 
     def _write(self, row: Row) -> None:
         self._file.write(json.dumps(row) + "\n")
