@@ -160,8 +160,8 @@ def _split(argument: str) -> tuple[str, Path]:
         return "", Path(argument)
     name, equals, folder = argument.partition("=")
     path = Path(folder if equals else argument)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder: give DIR or NAME=DIR")
+    if not path.is_dir() or (equals and not folder):
+        raise UserError(f"SOURCES: {argument!r}: no such folder: give DIR or NAME=DIR")
     return name if equals else "", path
 
 

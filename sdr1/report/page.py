@@ -33,7 +33,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         UserError: what `read` raises; nothing is written then.
     """
     material = read(sources)
-    refuse_foreign(out, MARKER, "report", "--out")
+    claim(out, sources)
     parts = sections(material)
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
@@ -43,12 +43,22 @@ def write(sources: Sequence[str], out: Path) -> Path:
         for plot in part.plots:
             contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
             contents[f"figures/{plot.name}.png"] = plot.png
-    write_text(out / MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
     for name, content in contents.items():
         write_bytes(out / name, content)
     for run in material.runs:
         attach(run.folder, [out / name for name in contents], out.parent)
     return out / "index.html"
+
+
+def claim(out: Path, sources: Sequence[str] = ()) -> None:
+    """Make `out` a report's folder.
+
+    Raises:
+        UserError: it holds something else.
+        OSError: it cannot be written.
+    """
+    refuse_foreign(out, MARKER, "report", "--out")
+    write_text(out / MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
 
 
 def render(material: Material, parts: Sequence[Section]) -> str:

@@ -9,12 +9,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sdr1.base.files import refuse_foreign
 from sdr1.base.plain_data import peek
 from sdr1.base.section import SANDBOX
 from sdr1.evaluation.place import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
-from sdr1.report.page import MARKER, write
+from sdr1.report.page import claim, write
 from sdr1.studies import demo
 
 _WEIGHTS = "weights_sha256"
@@ -31,7 +30,7 @@ def run(
         UserError: a setting or a folder in `also` is wrong, or `out` holds something else.
     """
     # The page comes last, after hours.
-    refuse_foreign(out, MARKER, "report", "--out")
+    claim(out)
     summary = demo_folder / "run" / "summary.json"
     if not peek(summary, _WEIGHTS, str):
         print(f"1/4 training the demo's model in {demo_folder}", flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sdr1.base.errors import UserError
 from sdr1.studies import sandbox_report
 
 
@@ -78,3 +79,16 @@ def test_it_trains_what_is_missing_and_evaluates_both_models(asked, tmp_path):
         "model",
         f"base={tmp_path}/evaluation/base",
     ]
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_hours(asked, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises((OSError, UserError)):
+        sandbox_report.run(
+            tmp_path / "file" / "report",
+            demo_folder=tmp_path / "demo",
+            evaluations=tmp_path / "evaluation",
+            settings={},
+            also=[],
+        )
+    assert asked == []
