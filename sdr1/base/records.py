@@ -1,7 +1,7 @@
 """The vocabulary: one frozen record for each boundary between prompts, rollout, reward, learner and driver.
 
 Arrays are numpy, so that they cross process borders without a copy and without a device.
-Dimensions: G samples of a group, K trained transitions of a sample, C x H x W a latent.
+Dimensions: G samples of a group, K trained transitions or timesteps of a sample, C x H x W a latent.
 """
 
 from __future__ import annotations
@@ -59,11 +59,24 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Finals:
+    """What the objective on the forward process learns from. Timesteps and noise follow from the group's seed."""
+
+    latents: np.ndarray
+    """Of the finished images, shape (G, C, H, W), float32."""
+    reference: np.ndarray | None
+    """The frozen base's prediction of the noise at each trained pair, shape (K, G, C, H, W), float32; None for a group
+    without KL."""
+    old: np.ndarray | None
+    """The same of the weights that sampled; None where they are those that are trained."""
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One group as it leaves the policy."""
 
     experience: Any
-    """What the run's objective learns from: of GRPO a `Trajectory`."""
+    """What the run's objective learns from: a `Trajectory` or `Finals`."""
     images: np.ndarray
     """RGB, shape (G, H, W, 3), uint8."""
     seconds: float

@@ -39,6 +39,14 @@ class Section(BaseModel):
         return values
 
 
+def refuse_set(section: Section, fields: tuple[str, ...], prefix: str, why: str) -> None:
+    """Raise ValueError for the first of a section's fields that is not its default: "PREFIXfield: value: why"."""
+    for name in fields:
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default:
+            raise ValueError(f"{prefix}{name}: {value!r} {why} (its default is {default!r})")
+
+
 def _problem(value: Any, field: FieldInfo | None) -> str | None:
     if isinstance(value, str | PurePath) and "://" not in str(value):
         text = str(value)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from sdr1.base.section import SANDBOX, Section
+from sdr1.base.section import SANDBOX, Section, refuse_set
 
 
 class LoraConfig(Section):
@@ -63,7 +63,12 @@ class PolicyConfig(ModelFiles):
         "full", description="Train the whole UNet, or peft LoRA adapters on it."
     )
     lora: LoraConfig = Field(LoraConfig(), description="The adapters, when `trainable` is `lora`.")
-    steps: int = Field(50, ge=2, le=10_000, description="DDIM steps of a rollout.")
+    solver: str | None = Field(
+        None,
+        description="A diffusers scheduler class that draws rollouts, e.g. DDIMScheduler, DPMSolverMultistepScheduler, "
+        "UniPCMultistepScheduler, EulerDiscreteScheduler. None: sdr1's own DDIM chain with noise, which GRPO trains.",
+    )
+    steps: int = Field(50, ge=2, le=10_000, description="Steps of a rollout.")
     guidance_scale: FiniteFloat = Field(
         5.0,
         ge=1,
@@ -84,10 +89,32 @@ class PolicyConfig(ModelFiles):
     )
 
     @property
+    def evaluations(self) -> int:
+        """Guided predictions of one sample's rollout: some of diffusers' solvers make more than one a step."""
+        if self.solver in (
+            "HeunDiscreteScheduler",
+            "KDPM2DiscreteScheduler",
+            "KDPM2AncestralDiscreteScheduler",
+        ):
+            return 2 * self.steps - 1
+        return self.steps + (self.solver == "PNDMScheduler")
+
+    @property
     def window(self) -> range:
         """The steps that are sampled with noise and trained."""
         start, stop = self.noise_window or (0, self.steps - 1)
         return range(start, stop)
+
+    @model_validator(mode="after")
+    def _nothing_of_the_chain_beside_a_solver(self) -> PolicyConfig:
+        if self.solver is not None:
+            refuse_set(
+                self,
+                ("eta", "noise_window", "initial_noise"),
+                "policy.",
+                f"belongs to the chain that policy.solver={self.solver} replaces; leave one of them out",
+            )
+        return self
 
     @model_validator(mode="after")
     def _window_inside_steps(self) -> PolicyConfig:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, model_validator
 
 from sdr1.base.plain_data import checked
-from sdr1.base.section import MOST_SECONDS, MOST_SEED, Device, Section
+from sdr1.base.section import MOST_SECONDS, MOST_SEED, Device, Section, refuse_set
+from sdr1.config.forward import ForwardConfig
 from sdr1.config.policy import PolicyConfig
 from sdr1.config.prompts import PromptsConfig
 from sdr1.config.rewards import RewardConfig
@@ -69,9 +70,13 @@ class RolloutConfig(Section):
 
 
 class LearnerConfig(Section):
-    objective: Literal["grpo"] = Field(
-        "grpo", description="What turns scored groups into gradients: GRPO on the steps of the reverse chain."
+    objective: Literal["grpo", "forward"] = Field(
+        "grpo",
+        description="What turns scored groups into gradients. `grpo`: the likelihood ratio of the reverse chain's noisy "
+        "steps. `forward`: final latents are noised again, and their denoising error is moved by the advantage; any "
+        "policy.solver draws them.",
     )
+    forward: ForwardConfig = Field(ForwardConfig(), description="Options of `objective: forward`.")
     learning_rate: FiniteFloat = Field(1e-5, gt=0, le=1, description="AdamW learning rate.")
     decay_start: FiniteFloat = Field(
         1.0,
@@ -86,7 +91,7 @@ class LearnerConfig(Section):
         1e-4,
         ge=1e-9,
         le=1,
-        description="c of the clipped ratio [1-c, 1+c]; log-probs are means over dimensions.",
+        description="c of GRPO's clipped ratio [1-c, 1+c]; log-probs are means over dimensions.",
     )
     advantage_clip: FiniteFloat = Field(
         2.5, ge=1e-3, le=1e3, description="Advantages are clamped to +- this."
@@ -97,7 +102,11 @@ class LearnerConfig(Section):
         "latest iteration's worth of groups with the same label.",
     )
     kl_weight: FiniteFloat = Field(
-        0.0, ge=0, le=1e6, description="beta of the KL to the base model; 0 evaluates no reference."
+        0.0,
+        ge=0,
+        le=1e6,
+        description="beta of the KL to the base model; 0 evaluates no reference. Of `forward` it is the weighted squared "
+        "distance of the two predictions.",
     )
     kl_on: Literal["all", "safe"] = Field("all", description="Prompts whose groups carry the KL term.")
     groups_per_update: int | None = Field(
@@ -109,7 +118,7 @@ class LearnerConfig(Section):
         32,
         ge=1,
         le=1_000_000,
-        description="Transitions (sample x timestep) of one forward and backward pass.",
+        description="Pairs of a sample and a timestep of one forward and backward pass.",
     )
     ranks: int = Field(
         1,
@@ -216,6 +225,17 @@ class Config(Section):
     def groups_per_update(self) -> int:
         return self.learner.groups_per_update or self.prompts.per_iteration
 
+    @property
+    def trained_timesteps(self) -> int:
+        """Of one sample: GRPO's noisy steps, or the timesteps that a final latent is noised to."""
+        grpo = self.learner.objective == "grpo"
+        return len(self.policy.window) if grpo else self.learner.forward.timesteps
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether groups are learned from after an update of the weights that drew them."""
+        return self.rollout.max_staleness > 0 or self.groups_per_update < self.prompts.per_iteration
+
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
         return self.learner.kl_weight > 0 and (self.learner.kl_on == "all" or label == "safe")
@@ -243,6 +263,18 @@ class Config(Section):
         return math.floor(10_000 / max(1, actors)) / 10_000
 
     @model_validator(mode="after")
+    def _nothing_of_another_objective(self) -> Config:
+        learner = self.learner
+        if learner.objective == "grpo":
+            why = "belongs to learner.objective=forward; leave it out, or choose that"
+            refuse_set(learner.forward, tuple(ForwardConfig.model_fields), "learner.forward.", why)
+            refuse_set(self.policy, ("solver",), "policy.", why)
+        else:
+            why = f"belongs to learner.objective=grpo; leave it out, or see learner.{learner.objective}"
+            refuse_set(learner, ("clip_range",), "learner.", why)
+        return self
+
+    @model_validator(mode="after")
     def _evaluated_when_an_evaluation_is_named(self) -> Config:
         for field, name in self.named_metrics:
             if name.startswith("eval/") and self.evaluation.every == 0:
@@ -258,11 +290,12 @@ class Config(Section):
                 f"learner.groups_per_update: {per_update} does not divide prompts.per_iteration={groups}; "
                 f"use one of {divisors}"
             )
-        transitions = self.rollout.group_size * len(self.policy.window)
-        if self.learner.ranks > transitions:
+        pairs = self.rollout.group_size * self.trained_timesteps
+        if self.learner.ranks > pairs:
             raise ValueError(
-                f"learner.ranks: {self.learner.ranks} cannot share the {transitions} transitions of a group "
-                f"(rollout.group_size {self.rollout.group_size} x {len(self.policy.window)} noisy steps); use as many or fewer"
+                f"learner.ranks: {self.learner.ranks} cannot share the {pairs} parts of a group "
+                f"(rollout.group_size {self.rollout.group_size} x {self.trained_timesteps} trained timesteps); use as many "
+                "or fewer"
             )
         return self
 

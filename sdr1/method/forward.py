@@ -4,6 +4,10 @@ It needs the final latent and its reward alone, so any solver may draw. x_t = a 
 s = sqrt(1 - abar_t), e standard normal; E is the policy's prediction of e. Sources: advantage-weighted matching
 (arXiv 2509.25050) and DiffusionNFT (arXiv 2509.16117), both in epsilon instead of velocity.
 
+Advantage-weighted matching takes minus the weighted error, - w |E - e|^2, for the log-prob of GRPO's clipped ratio
+(`sdr1.method.objective.clipped_loss`): at the old policy the gradient is that of A w |E - e|^2, and the clip bounds what
+A < 0 would push without end. DiffusionNFT's form is bounded by itself.
+
 Dimensions: B pairs of a sample and a timestep, K timesteps of a sample, C x H x W a latent.
 """
 
@@ -23,13 +27,7 @@ def noised(latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, alpha_bar_B: to
 
 
 def stratified_timesteps(count: int, low: int, high: int, generator: torch.Generator) -> torch.Tensor:
-    """One uniform timestep of each of `count` equal parts of [low, high), ascending, shape (K,), int64.
-
-    Raises:
-        ValueError: there are fewer timesteps than parts.
-    """
-    if count > high - low:
-        raise ValueError(f"{count} different timesteps do not fit into [{low}, {high})")
+    """One uniform timestep of each of `count` equal parts of [low, high), ascending, shape (K,), int64."""
     edges = low + (high - low) * torch.arange(count + 1, dtype=torch.float64) / count
     drawn = edges[:-1] + (edges[1:] - edges[:-1]) * torch.rand(
         count, generator=generator, dtype=torch.float64
@@ -56,23 +54,6 @@ def denoising_error(prediction_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> 
     return ((prediction_BCHW - noise_BCHW) ** 2).mean(dim=(1, 2, 3))
 
 
-def weighted_loss(
-    error_B: torch.Tensor,
-    old_error_B: torch.Tensor,
-    advantages_B: torch.Tensor,
-    weight_B: torch.Tensor,
-    clip_range: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """max(-A rho, -A clip(rho)) with rho = exp(w (error_old - error)), and rho, each shape (B,).
-
-    Minus the weighted error stands in for the log-prob. At the old policy rho is 1 and the gradient is that of
-    A w error; the clip bounds what A < 0 would push without end.
-    """
-    ratio = (weight_B * (old_error_B - error_B)).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantages_B * ratio, -advantages_B * clipped), ratio
-
-
 def bounded_loss(
     prediction_BCHW: torch.Tensor,
     old_BCHW: torch.Tensor,
@@ -86,11 +67,11 @@ def bounded_loss(
     at the old policy on bad ones.
 
     r = (1 + A / bound) / 2 in [0, 1]; E+ = (1 - b) E_old + b E, E- = (1 + b) E_old - b E with b = `strength`; the loss is
-    w (r |E+ - e|^2 + (1 - r) |E- - e|^2) / b. It has a minimum for every A. At the old policy its gradient is that of
-    (A / bound) w |E - e|^2.
+    bound w (r |E+ - e|^2 + (1 - r) |E- - e|^2) / b. It has a minimum for every A. At the old policy its gradient is that
+    of A w |E - e|^2, as the clipped form's is.
     """
     share_B = (0.5 + advantages_B / (2 * advantage_bound)).clamp(0, 1)
     towards = old_BCHW + strength * (prediction_BCHW - old_BCHW)
     mirrored = old_BCHW - strength * (prediction_BCHW - old_BCHW)
     good, bad = denoising_error(towards, noise_BCHW), denoising_error(mirrored, noise_BCHW)
-    return weight_B * (share_B * good + (1 - share_B) * bad) / strength
+    return advantage_bound * weight_B * (share_B * good + (1 - share_B) * bad) / strength

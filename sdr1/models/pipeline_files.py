@@ -104,6 +104,11 @@ def tokenizer(config: PolicyConfig) -> Any:
     return build(configs(config), config).tokenizer
 
 
+def scheduler(config: PolicyConfig) -> Any:
+    """A DDIM scheduler of the pipeline's own config."""
+    return build(configs(config), config).scheduler
+
+
 def pixels(config: PolicyConfig) -> int:
     """Height and width of the policy's images, by its configs."""
     return _pixels(build(configs(config), config), config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
@@ -32,12 +33,15 @@ def check(config: PolicyConfig) -> None:
         UserError: any other mistake.
     """
     pipeline_files.check(config)
+    if config.solver is not None:
+        described = pipeline_files.scheduler(config).config
+        schedulers.check(config.solver, config.steps, described, ("policy.solver", "policy.steps"))
     if config.trainable == "lora":
         lora.add(pipeline_files.unet(config), config.lora, 0)
 
 
 class Policy:
-    """pi(image | prompt): a DDIM chain whose steps inside the noise window are Gaussian.
+    """pi(image | prompt): a DDIM chain whose steps inside the noise window are Gaussian, or any solver of diffusers.
 
     Only the UNet (or its LoRA adapters) is trainable; text encoder, VAE and the reference stay frozen.
     `reference` keeps the base's prediction available for the KL term: a copy of the UNet, or with LoRA the same
@@ -69,9 +73,15 @@ class Policy:
         self.flat = FlatParameters(self.parameters)
         self.embed = lru_cache(_KEPT_TEXTS)(self._embed)
         """Frozen text-encoder states of one prompt, shape (L, D), float32; the latest prompts' are kept."""
-        schedule = _ddim_schedule(self.pipeline.scheduler, config.steps)
+        scheduler = self.pipeline.scheduler
+        schedule = _ddim_schedule(scheduler, config.steps)
         self._timesteps, self._alpha_bars, self._alpha_bars_prev = (each.to(self.device) for each in schedule)
-        self._prediction_type = self.pipeline.scheduler.config.prediction_type
+        self._prediction_type = scheduler.config.prediction_type
+        self._solver = (
+            schedulers.make(config.solver, scheduler.config, "policy.solver") if config.solver else None
+        )
+        self.alpha_bars = scheduler.alphas_cumprod.to(self.device)
+        """Of each timestep that the model was trained on, shape (T,), float32."""
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         side = config.size // factor if config.size else self.unet.config.sample_size
         self.latent_shape = (self.unet.config.in_channels, side, side)
@@ -103,10 +113,18 @@ class Policy:
         `steps_B` are positions in the schedule, int64; `noisy` False takes eta = 0.
         """
         times = self._timesteps[steps_B]
-        prediction = self._predict(latents_BCHW, times, text, reference)
+        prediction = self._predict(latents_BCHW, times, text, reference, self.config.guidance_scale)
         eta = self.config.eta if noisy else 0.0
         bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
         return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
+
+    def epsilon(
+        self, latents_BCHW: torch.Tensor, times_B: torch.Tensor, text: str, *, reference: bool = False
+    ) -> torch.Tensor:
+        """The noise in latents at any timestep, int64, as the model sees it without guidance; (B, C, H, W), float32."""
+        prediction = self._predict(latents_BCHW, times_B, text, reference, guidance_scale=1.0)
+        bars = self.alpha_bars[times_B].view(-1, 1, 1, 1)
+        return ddim.split_prediction(prediction, latents_BCHW, bars, self._prediction_type)[1]
 
     def _predict(
         self,
@@ -114,6 +132,7 @@ class Policy:
         times_B: torch.Tensor,
         text: str,
         reference: bool,
+        guidance_scale: float,
     ) -> torch.Tensor:
         unet = self.unet
         context: AbstractContextManager = nullcontext()
@@ -125,14 +144,14 @@ class Policy:
         size = len(latents_BCHW)
         conditional = self.embed(text).expand(size, -1, -1)
         with context, self._autocast():
-            if self.config.guidance_scale == 1:
+            if guidance_scale == 1:
                 return unet(latents_BCHW, times_B, encoder_hidden_states=conditional).sample.float()
             states = torch.cat([self.embed("").expand(size, -1, -1), conditional])
             both = unet(
                 latents_BCHW.repeat(2, 1, 1, 1), times_B.repeat(2), encoder_hidden_states=states
             ).sample
         without, with_prompt = both.float().chunk(2)
-        return without + self.config.guidance_scale * (with_prompt - without)
+        return without + guidance_scale * (with_prompt - without)
 
     def _autocast(self) -> AbstractContextManager:
         if self.config.precision == "float32":
@@ -147,8 +166,11 @@ class Policy:
 
         The noise depends on the task and the sample alone, drawn on the CPU, so that any worker makes the same group.
         """
-        latents, noise_KG = self._draw_noise(task, group_size)
         window = self.config.window
+        latents = self._initial_noise(task, group_size)
+        shape = (len(window), *self.latent_shape)
+        noise_KG = torch.stack([normal(task, shape, "steps", sample) for sample in range(group_size)], dim=1)
+        noise_KG = noise_KG.to(self.device)
         states, log_probs, references = [], [], []
         for step in range(self.config.steps):
             noisy = step in window
@@ -174,6 +196,29 @@ class Policy:
         )
         return latents, trajectory
 
+    @torch.no_grad()
+    def draw(self, task: GroupTask, group_size: int) -> torch.Tensor:
+        """Final latents of one group, shape (G, C, H, W), float32: by `policy.solver`, or else by the chain.
+
+        Initial noise, and the noise of a solver that adds some, depend on the task and the sample alone.
+        """
+        solver = self._solver
+        if solver is None:
+            return self.chain(task, group_size, with_reference=False)[0]
+        solver.set_timesteps(self.config.steps, device=self.device)
+        latents = self._initial_noise(task, group_size) * solver.init_noise_sigma
+        more = {}
+        if "generator" in inspect.signature(solver.step).parameters:
+            seeds = [task.noise_seed("solver", sample) for sample in range(group_size)]
+            more["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        for time in solver.timesteps:
+            seen = solver.scale_model_input(latents, time)
+            prediction = self._predict(
+                seen, time.expand(group_size), task.prompt.text, False, self.config.guidance_scale
+            )
+            latents = solver.step(prediction, time, latents, **more).prev_sample
+        return latents
+
     def decode(self, latents_GCHW: torch.Tensor, task: GroupTask) -> np.ndarray:
         """Images of a group's final latents, RGB, shape (G, H, W, 3), uint8.
 
@@ -188,25 +233,13 @@ class Policy:
                 "checkpoint with a lower learner.learning_rate"
             ) from error
 
-    def _draw_noise(self, task: GroupTask, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Initial latents (G or, where samples share them, 1, C, H, W) and the noise of the window's steps
-        (K, G, C, H, W), float32."""
-        shape = self.latent_shape
-
-        def normal(source: GroupTask, size: tuple[int, ...], *key: int | str) -> torch.Tensor:
-            generator = torch.Generator().manual_seed(source.noise_seed(*key))
-            return torch.randn(size, generator=generator)
-
-        samples = range(group_size)
+    def _initial_noise(self, task: GroupTask, group_size: int) -> torch.Tensor:
+        """Latents to begin with, shape (G, C, H, W) or, where samples share them, (1, C, H, W), float32."""
         if self.config.initial_noise == "sample":
-            initial = torch.stack([normal(task, shape, "initial", sample) for sample in samples])
-        else:
-            source = task if self.config.initial_noise == "group" else replace(task, group=-1)
-            initial = normal(source, shape, "initial")[None]
-        steps = torch.stack(
-            [normal(task, (len(self.config.window), *shape), "steps", sample) for sample in samples], dim=1
-        )
-        return initial.to(self.device), steps.to(self.device)
+            samples = [normal(task, self.latent_shape, "initial", sample) for sample in range(group_size)]
+            return torch.stack(samples).to(self.device)
+        source = task if self.config.initial_noise == "group" else replace(task, group=-1)
+        return normal(source, self.latent_shape, "initial")[None].to(self.device)
 
     def save(self, folder: Path) -> None:
         """Write a diffusers pipeline with the trained UNet (LoRA merged); with LoRA also `lora/`, the adapter alone."""
@@ -215,6 +248,11 @@ class Policy:
             lora.save(self.unet, self.config.lora, folder / "lora")
             lora.merge(pipeline.unet)
         pipeline.save_pretrained(folder)
+
+
+def normal(task: GroupTask, shape: tuple[int, ...], *key: int | str) -> torch.Tensor:
+    """Standard normal noise of one stream of a task, float32; drawn on the CPU, so that every device has the same."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(task.noise_seed(*key)))
 
 
 def _set_speed_and_memory(unet: Any, config: PolicyConfig) -> None:

@@ -12,7 +12,7 @@ from sdr1.base.errors import UserError
 from sdr1.config.training import Config
 from sdr1.config.workers import bounds
 from sdr1.planning.costs import cuda_norms, measure, parameter_bytes
-from sdr1.planning.counts import Counts, count
+from sdr1.planning.counts import Counts, count, guided
 from sdr1.planning.shapes import Shapes, dtype, shapes
 from sdr1.prompts import labels as prompt_labels
 from sdr1.prompts import stream as prompts
@@ -91,12 +91,13 @@ def _counts(config: Config, counts: Counts) -> dict[str, Any]:
             "per_iteration": counts.updates,
             "total": counts.updates * config.iterations,
             "groups": config.groups_per_update,
-            "transitions": counts.transitions // counts.updates,
+            "transitions": counts.parts // counts.updates,
         },
         "unet_evaluations_per_image": {
             "rollout": counts.rollout / counts.images,
             "reference": counts.reference / counts.images,
             "learner": counts.learner / counts.images,
+            "total": counts.total / counts.images,
         },
     }
 
@@ -104,9 +105,10 @@ def _counts(config: Config, counts: Counts) -> dict[str, Any]:
 def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
     """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
     group = config.rollout.group_size
-    guided = 1 if config.policy.guidance_scale == 1 else 2
-    # Passes are of near-equal size: the largest holds so many transitions.
-    micro = math.ceil(counts.transitions / (counts.passes * config.learner.ranks))
+    sampled_at_once = group * guided(config)
+    # Passes are of near-equal size: the largest holds so many parts. Only GRPO trains the guided prediction.
+    micro = math.ceil(counts.parts / (counts.passes * config.learner.ranks))
+    trained_at_once = micro * (guided(config) if config.learner.objective == "grpo" else 1)
     length = made.text_encoder.config.max_position_embeddings
     autocast: Any = contextlib.nullcontext
     if config.policy.precision != "float32":
@@ -128,7 +130,7 @@ def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
     with made.mode:
         with torch.no_grad():
             with as_on(config.rollout.device):
-                forward, sampling = measure(lambda: evaluate(group * guided))
+                forward, sampling = measure(lambda: evaluate(sampled_at_once))
             slices = 1 if config.policy.vae_slicing else group
             decode, decoding = measure(lambda: made.vae.decode(torch.empty(slices, *made.latent)).sample)
             text, _ = measure(lambda: made.text_encoder(torch.zeros(1, length, dtype=torch.long)))
@@ -140,8 +142,8 @@ def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
         made.unet.train(config.policy.gradient_checkpointing)
         with as_on(config.learner.device):
             evaluate(1).sum().backward()
-            training, learning = measure(lambda: evaluate(micro * guided).sum().backward())
-    unet_forward, unet_training = forward / (group * guided), training / (micro * guided)
+            training, learning = measure(lambda: evaluate(trained_at_once).sum().backward())
+    unet_forward, unet_training = forward / sampled_at_once, training / trained_at_once
     reference = counts.reference / counts.images * unet_forward
     sampled = counts.rollout / counts.images * unet_forward + decode / slices
     learned = counts.learner / counts.images * unet_training
@@ -161,17 +163,26 @@ def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
 
 def _bytes(config: Config, made: Shapes, counts: Counts) -> dict[str, int]:
     """Between actors, once an iteration; each node pulls the weights once, here every worker is on its own."""
-    images, window = counts.images, len(config.policy.window)
-    channels, height, width = made.latent
-    state = channels * height * width * 4
+    images, trained = counts.images, config.trained_timesteps
+    state = math.prod(made.latent) * 4
     published = _trainable(made)
     moved = {
         "weights_published": published,
         "weights_pulled": published * bounds(config.rollout.workers).max,
-        "trajectories": images * ((window + 1) * state + window * 4),
-        "reference_means": round(images * state * window * counts.reference / counts.learner),
         "images": images * made.pixels[0] * made.pixels[1] * 3,
     }
+    reference = round(images * state * trained * counts.reference / counts.learner)
+    if config.learner.objective == "grpo":
+        moved |= {
+            "trajectories": images * ((trained + 1) * state + trained * 4),
+            "reference_means": reference,
+        }
+    else:
+        moved |= {
+            "final_latents": images * state,
+            "reference_predictions": reference,
+            "old_predictions": images * state * trained * config.off_policy,
+        }
     return {**moved, "total": sum(moved.values())}
 
 
@@ -288,9 +299,10 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"groups       {groups['per_iteration']} x {groups['size']} = {groups['images_per_iteration']:,} images an "
         f"iteration, {found['iterations']:,} iterations",
         f"updates      {updates['per_iteration']} an iteration of {updates['groups']} groups, {updates['transitions']:,} "
-        f"transitions; {updates['total']:,} in all",
+        f"pairs of sample and timestep; {updates['total']:,} in all",
         f"UNet         evaluations an image: rollout {evaluations['rollout']:g}, reference "
-        f"{evaluations['reference']:g}, learner {evaluations['learner']:g} with backward",
+        f"{evaluations['reference']:g}, learner {evaluations['learner']:g} with backward; {evaluations['total']:g} where "
+        "a backward pass is two",
         "FLOPs        an image: "
         + ", ".join(f"{r} {n:.3g}" for r, n in flops["per_image"].items())
         + f"; an iteration {flops['per_iteration']:.3g}",

@@ -29,11 +29,6 @@ from sdr1.training import objectives
 from sdr1.training.objectives.objective import RATIO_GAP
 from sdr1.training.ranks import ALONE, Ranks
 
-RATIO_TOLERANCE = 1e-5
-"""Largest |rho - 1| of float32 before the first update; the clip range is ten times wider."""
-AUTOCAST_RATIO_TOLERANCE = 1e-3
-"""The same with autocast, where batches of other shapes may round otherwise."""
-
 
 class Learner:
     """Owns the trained weights and the optimizer.
@@ -240,8 +235,7 @@ class Learner:
 
     def _check_ratio(self, task: GroupTask, figures: dict[str, float]) -> None:
         gap = max((value for name, value in figures.items() if name.startswith(RATIO_GAP)), default=0.0)
-        exact = self._config.policy.precision == "float32"
-        tolerance = RATIO_TOLERANCE if exact else AUTOCAST_RATIO_TOLERANCE
+        tolerance = self._objective.tolerance
         on_policy = task.version * self._updates_per_iteration == self._updates
         if on_policy and gap > tolerance:
             raise TrainingError(

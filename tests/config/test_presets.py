@@ -14,6 +14,7 @@ from sdr1.base.plain_data import flatten
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.files import load
 from sdr1.models.policy import Policy
+from sdr1.planning.counts import count
 from sdr1.prompts.stream import PromptStream
 from sdr1.rewards.steered import SteeredReward
 
@@ -59,6 +60,26 @@ def test_a_heading_names_exactly_what_differs_from_its_model(path: Path) -> None
     assert {next((k for k in listed if f"{field}.".startswith(f"{k}.")), field) for field in found} == listed
     assert load(path).run.directory == Path("outputs") / path.stem
     load(path, re.findall(r"\S+=\S+", heading(path)))
+
+
+@pytest.mark.parametrize("name", ["sandbox", "sandbox-smoke", "sd14-main", "sd14-lora"])
+def test_the_objective_is_switched_on_the_command_line(name: str) -> None:
+    """GRPO's chain then draws for the other one, so that both can be compared on the same rollouts."""
+    path = CONFIGS / f"{name}.yaml"
+    grpo, forward = count(load(path)), count(load(path, ["learner.objective=forward"]))
+    assert forward.images == grpo.images
+    assert forward.learner < grpo.learner or name.startswith("sandbox")
+
+
+def test_the_heading_of_the_forward_preset_counts_evaluations() -> None:
+    path = CONFIGS / "sd14-forward.yaml"
+    pattern = r"(\d+) UNet evaluations an image \(rollout (\d+), reference (\d+), learner (\d+)\), where (\S+) makes (\d+) \((\d+), (\d+), (\d+)\)"
+    claim = re.search(pattern, heading(path))
+    assert claim
+    for preset, said in ((path, claim.groups()[:4]), (CONFIGS / claim[5], claim.groups()[5:])):
+        counts = count(load(preset))
+        found = counts.total, counts.rollout, counts.reference, 3 * counts.learner
+        assert [int(each) * counts.images for each in said] == list(found)
 
 
 def test_every_stable_diffusion_preset_is_an_overlay_of_the_main_one() -> None:

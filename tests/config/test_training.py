@@ -104,6 +104,42 @@ BAD = [
         [],
         ["reward.anchors", "no direction"],
     ),
+    (
+        "an option of another objective",
+        "learner: {forward: {timesteps: 6}}",
+        [],
+        ["learner.forward.timesteps: 6 belongs to learner.objective=forward", "leave it out"],
+    ),
+    (
+        "a solver for GRPO",
+        "policy: {solver: DDIMScheduler}",
+        [],
+        ["policy.solver: 'DDIMScheduler' belongs to learner.objective=forward"],
+    ),
+    (
+        "GRPO's clip for another objective",
+        "learner: {objective: forward, clip_range: 0.2}",
+        [],
+        ["learner.clip_range: 0.2 belongs to learner.objective=grpo", "see learner.forward"],
+    ),
+    (
+        "noise of the chain beside a solver",
+        "policy: {solver: DDIMScheduler, initial_noise: group}\nlearner: {objective: forward}",
+        [],
+        ["policy.initial_noise: 'group' belongs to the chain that policy.solver=DDIMScheduler replaces"],
+    ),
+    (
+        "an option of another form",
+        "learner: {objective: forward, forward: {form: bounded, clip_range: 0.1}}",
+        [],
+        ["learner.forward.clip_range: 0.1 belongs to learner.forward.form=clipped"],
+    ),
+    (
+        "timesteps that do not rise",
+        "learner: {objective: forward, forward: {between: [0.9, 0.1]}}",
+        [],
+        ["learner.forward", "between [0.9, 0.1] must rise", "e.g. [0.02, 0.98]"],
+    ),
     ("window outside", "policy: {steps: 4, noise_window: [0, 5]}", [], ["policy", "noise_window", "5", "4"]),
     (
         "window empty",

@@ -8,8 +8,10 @@ import torch
 
 from sdr1.base.errors import UserError
 from sdr1.base.records import GroupTask, Prompt
+from sdr1.config.policy import PolicyConfig
+from sdr1.models import schedulers
 from sdr1.models.pipeline import load_pipeline
-from sdr1.models.policy import Policy, check
+from sdr1.models.policy import Policy, check, normal
 
 TASK = GroupTask(seed=3, iteration=1, group=2, prompt=Prompt("two blue squares", "safe"), version=0)
 
@@ -103,3 +105,41 @@ def test_the_policy_keeps_the_latest_prompts_only(small, monkeypatch):
 def test_lora_targets_are_all_there_before_a_run_starts(small, targets, said):
     with pytest.raises(UserError, match=rf"^policy\.lora\.target_modules: .*{said}"):
         check(small(policy={"lora": {"target_modules": targets}}).policy)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+    ],
+)
+def test_any_solver_draws_as_in_diffusers_and_from_the_task_alone(small, solver):
+    policy = Policy(
+        small(
+            policy={"solver": solver, "noise_window": None, "steps": 4}, learner={"objective": "forward"}
+        ).policy
+    )
+    latents = policy.draw(TASK, 2)
+    assert torch.equal(policy.draw(TASK, 2), latents), "a solver's memory of the rollout before"
+    pipeline = load_pipeline("sandbox")
+    pipeline.scheduler = schedulers.make(solver, pipeline.scheduler.config)
+    drawn = pipeline(
+        [TASK.prompt.text] * 2,
+        num_inference_steps=4,
+        guidance_scale=2.0,
+        latents=torch.stack([normal(TASK, policy.latent_shape, "initial", sample) for sample in range(2)]),
+        generator=[torch.Generator().manual_seed(TASK.noise_seed("solver", sample)) for sample in range(2)],
+        output_type="latent",
+    ).images
+    assert torch.allclose(latents, drawn, atol=1e-4)
+
+
+def test_a_solver_that_cannot_draw_is_refused(small):
+    with pytest.raises(UserError, match=r"^policy\.solver: 'Nope': diffusers has no such scheduler"):
+        check(PolicyConfig(solver="Nope"))
+    with pytest.raises(UserError, match=r"^policy\.steps: .*"):
+        check(PolicyConfig(solver="DPMSolverMultistepScheduler", steps=2000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdr1.config.policy import PolicyConfig
 from sdr1.config.training import validate
 from sdr1.planning.counts import batch_arithmetic, count
 
@@ -30,9 +31,33 @@ def test_batch_arithmetic_by_hand() -> None:
         "UNet evaluations, learner": "576",
         "whole run": "50",
     }
+    # 8 steps and 3 timesteps by the weights that drew: the second update of an iteration is another's. Trained unguided.
+    forward = {"objective": "forward", "forward": {"timesteps": 3}, "kl_weight": 1.0, "kl_on": "safe"}
+    policy = {"steps": 8, "solver": "DDIMScheduler", "guidance_scale": 2.5}
+    rows = dict(
+        batch_arithmetic(validate(values | {"policy": policy, "learner": {**values["learner"], **forward}}))
+    )
+    assert {name: arithmetic.split()[0] for name, arithmetic in rows.items() if "UNet" in name} == {
+        "UNet evaluations, rollout": "1,368",
+        "UNet evaluations, reference": "108",
+        "UNet evaluations, learner": "216",
+    }
+    assert rows["noised latents"].startswith("216 = 72 images x 3 timesteps")
     plain = values | {"policy": values["policy"] | {"guidance_scale": 1}, "learner": {}}
     rows = {name: arithmetic.split()[0] for name, arithmetic in batch_arithmetic(validate(plain))}
     assert (rows["UNet evaluations, rollout"], rows["UNet evaluations, reference"]) == ("576", "0")
+
+
+def test_evaluations_of_every_solver_are_those_of_its_schedule() -> None:
+    from sdr1.evaluation.protocols.schedulers import SCHEDULERS
+    from sdr1.models import schedulers
+    from sdr1.models.pipeline import load_pipeline
+
+    config = load_pipeline("sandbox").scheduler.config
+    for name in SCHEDULERS:
+        made = schedulers.make(name, config)
+        made.set_timesteps(7)
+        assert PolicyConfig(solver=name, steps=7).evaluations == len(made.timesteps), name
 
 
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(1, 5))

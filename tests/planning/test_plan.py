@@ -16,6 +16,7 @@ from sdr1.planning.costs import count_flops
 from sdr1.planning.plan import lines, plan
 from sdr1.planning.shapes import shapes
 from sdr1.training.learner import Learner
+from sdr1.training.objectives.forward import Forward
 from sdr1.training.objectives.grpo import Grpo
 from tests import tiny
 
@@ -47,8 +48,35 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
     assert moved["images"] == made.images.nbytes
     assert moved["trajectories"] == held.states.nbytes + held.log_probs.nbytes
     assert moved["reference_means"] == held.reference_means.nbytes
-    assert tuple(found["unet_evaluations_per_image"].values()) == pytest.approx(evaluations)
+    rollout, reference, learner = evaluations
+    every = (*evaluations, rollout + reference + 3 * learner)
+    assert tuple(found["unet_evaluations_per_image"].values()) == pytest.approx(every)
     assert any(line.startswith("bottleneck") for line in lines(found))
+
+
+def test_a_run_on_the_forward_process_does_what_is_planned(small):
+    config = small(
+        policy={"trainable": "full", "solver": "DPMSolverMultistepScheduler", "noise_window": None},
+        learner={"objective": "forward", "groups_per_update": 1, "kl_on": "all"},
+    )
+    found = plan(config)
+    policy = Policy(config.policy, seed=0, reference=True)
+    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
+    with count_flops() as rollout:
+        made = Forward(config, policy).rollout(task)
+    learner = Learner(config, policy)
+    with count_flops() as learning:
+        learner.accumulate(task, made.experience, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
+    necessary = found["flops"]["per_image"]
+    assert 0.95 <= rollout.get_total_flops() / (3 * necessary["rollout"]) <= 1.05
+    assert 0.95 <= learning.get_total_flops() / (3 * necessary["learner"]) <= 1.05
+    # Of two groups.
+    moved, held = found["bytes_per_iteration"], made.experience
+    assert moved["final_latents"] == 2 * held.latents.nbytes
+    assert moved["reference_predictions"] == 2 * held.reference.nbytes
+    assert moved["old_predictions"] == 2 * held.old.nbytes
+    # Three guided steps, and four timesteps by the weights that drew; four of the base; four with backward.
+    assert tuple(found["unet_evaluations_per_image"].values()) == (10, 4, 4, 26)
 
 
 def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path):

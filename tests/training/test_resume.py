@@ -39,14 +39,18 @@ def resumed(config, **changes):
     return validate(values)
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, staleness):
-    options = {"rollout": {"group_size": 3, "max_staleness": staleness}}
-    learner = {"advantage_scale": "pooled"}
-    whole = train(
-        small(4, run={"directory": str(tmp_path / "whole")}, learner=learner, **options), local=True
-    )
-    config = small(2, learner=learner, **options)
+FORWARD = {"solver": "DDPMScheduler", "noise_window": None}
+
+
+@pytest.mark.parametrize(("staleness", "policy"), [(0, {}), (1, {}), (1, FORWARD)])
+def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, staleness, policy):
+    options = {
+        "policy": policy,
+        "rollout": {"group_size": 3, "max_staleness": staleness},
+        "learner": {"advantage_scale": "pooled", "objective": "forward" if policy else "grpo"},
+    }
+    whole = train(small(4, run={"directory": str(tmp_path / "whole")}, **options), local=True)
+    config = small(2, **options)
     first = train(config, local=True)
     assert first.weights_sha256 != whole.weights_sha256
     second = train(resumed(config, iterations=4), local=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sdr1.config.training import Config
+from sdr1.training.objectives.forward import Forward
 from sdr1.training.objectives.grpo import Grpo
 from sdr1.training.objectives.objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "grpo": Grpo,
+    "forward": Forward,
 }
 
 

@@ -21,6 +21,8 @@ class Grpo:
 
     def __init__(self, config: Config, policy: Policy) -> None:
         self._config, self._policy = config, policy
+        # The clip range is ten times wider. With autocast batches of other shapes may round otherwise.
+        self.tolerance = 1e-5 if config.policy.precision == "float32" else 1e-3
 
     def rollout(self, task: GroupTask) -> Rollout:
         begin = time.perf_counter()

@@ -23,6 +23,9 @@ class Objective(Protocol):
     Whatever it draws at random comes from `GroupTask.noise_seed`, so that every process draws the same.
     """
 
+    tolerance: float
+    """Largest |rho - 1| before the first update that rounding explains."""
+
     def __init__(self, config: Config, policy: Policy) -> None: ...
 
     def rollout(self, task: GroupTask) -> Rollout:

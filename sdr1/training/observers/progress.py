@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from sdr1.base.records import GroupTask
 from sdr1.config.training import Config
 from sdr1.training.loop import Executor
+from sdr1.training.objectives.objective import RATIO_GAP
 
 _SHOWN = (
     ("reward_safe", "reward safe {:.3f}"),
@@ -65,8 +66,9 @@ class Progress:
         self, iteration: int, metrics: dict[str, float], tasks: Sequence[GroupTask], executor: Executor
     ) -> None:
         if iteration == self._start:
-            gap = max(value for name, value in metrics.items() if name.startswith("ratio_gap/"))
-            self._say(f"likelihood ratio before the first update: 1 +- {gap:.1e}")
+            gaps = [value for name, value in metrics.items() if name.startswith(RATIO_GAP)]
+            if gaps:
+                self._say(f"likelihood ratio before the first update: 1 +- {max(gaps):.1e}")
         shown = ", ".join(text.format(metrics[name]) for name, text in _SHOWN if name in metrics)
         line = f"{iteration + 1}/{self._config.iterations} {shown}"
         if self._console.is_terminal:

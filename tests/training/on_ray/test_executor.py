@@ -12,15 +12,26 @@ import pytest
 from sdr1.base.errors import UserError
 from sdr1.training.run import train
 
+FORWARD = {
+    "policy": {"solver": "EulerAncestralDiscreteScheduler", "noise_window": None},
+    # Two updates an iteration: what the weights that drew predict is shipped.
+    "learner": {"objective": "forward", "groups_per_update": 1},
+}
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers):
-    local = train(small(iterations=2, run={"directory": str(tmp_path / "local")}), local=True)
-    config = small(iterations=2, run={"directory": str(tmp_path / "ray")}, rollout={"workers": workers})
+
+@pytest.mark.parametrize(
+    ("workers", "options"),
+    [(1, {}), (3, {}), pytest.param(1, FORWARD, marks=pytest.mark.slow), (3, FORWARD)],
+    ids=["1", "3", "1 forward", "3 forward"],
+)
+def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers, options):
+    local = train(small(2, run={"directory": str(tmp_path / "local")}, **options), local=True)
+    config = small(2, run={"directory": str(tmp_path / "ray")}, rollout={"workers": workers}, **options)
     ray = train(config)
     assert ray.weights_sha256 == local.weights_sha256
     assert json.loads((tmp_path / "ray" / "summary.json").read_text())["weights_sha256"] == ray.weights_sha256
-    untrained = train(small(iterations=1, learner={"learning_rate": 1e-12}), local=True)
+    learner = {**options.get("learner", {}), "learning_rate": 1e-12}
+    untrained = train(small(iterations=1, **{**options, "learner": learner}), local=True)
     assert untrained.weights_sha256 != local.weights_sha256
 
 
