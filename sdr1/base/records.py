@@ -93,6 +93,8 @@ class Scores:
     seconds: float
     terms: Mapping[str, float] = field(default_factory=dict)
     """Mean over G of each reward term, neither normalised nor weighted; empty where there is only the main one."""
+    colours: Mapping[str, float] = field(default_factory=dict)
+    """Mean brightness and saturation of the images, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class GroupReport:
     """What the objective tells of the group, by the names of metrics."""
     reward_terms: Mapping[str, float] = field(default_factory=dict)
     """As `Scores.terms`."""
+    colours: Mapping[str, float] = field(default_factory=dict)
+    """As `Scores.colours`."""
+    monitor_gap: float | None = None
+    """Mean reward of the images that the monitor passes, less that of those it flags; None where it did not do both."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,20 @@ def transition(
     return alpha_bar_prev.sqrt() * x0 + direction * epsilon, deviation
 
 
+def noise_part(
+    mean_BCHW: torch.Tensor,
+    latents_BCHW: torch.Tensor,
+    alpha_bar_B: torch.Tensor,
+    alpha_bar_prev_B: torch.Tensor,
+) -> torch.Tensor:
+    """What a prediction put into a step's mean: epsilon times a number of the step's own, shape (B, C, H, W).
+
+    The mean is linear in x_t and epsilon (DDIM eq. 12); without the former the latter is left.
+    """
+    alpha_bar, alpha_bar_prev = (a.float().view(-1, 1, 1, 1) for a in (alpha_bar_B, alpha_bar_prev_B))
+    return mean_BCHW - (alpha_bar_prev / alpha_bar).sqrt() * latents_BCHW
+
+
 def log_prob(next_BCHW: torch.Tensor, mean_BCHW: torch.Tensor, sigma_B111: torch.Tensor) -> torch.Tensor:
     """Gaussian log-density of x_{t-1}, averaged over C, H, W (the scale of the paper's clip range), shape (B,)."""
     density = (

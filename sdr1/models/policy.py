@@ -118,6 +118,13 @@ class Policy:
         bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
         return ddim.transition(prediction, latents_BCHW, bars, prevs, eta, self._prediction_type)
 
+    def noise_part(
+        self, mean_BCHW: torch.Tensor, latents_BCHW: torch.Tensor, steps_B: torch.Tensor
+    ) -> torch.Tensor:
+        """The predicted noise in a `transition`'s mean, times a number of the step's own."""
+        bars, prevs = self._alpha_bars[steps_B], self._alpha_bars_prev[steps_B]
+        return ddim.noise_part(mean_BCHW, latents_BCHW, bars, prevs)
+
     def epsilon(
         self, latents_BCHW: torch.Tensor, times_B: torch.Tensor, text: str, *, reference: bool = False
     ) -> torch.Tensor:

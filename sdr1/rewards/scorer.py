@@ -13,6 +13,7 @@ from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.base.records import Prompt, Scores
 from sdr1.config.rewards import RewardConfig, TermConfig
 from sdr1.method.objective import standardised
+from sdr1.models import pictures
 from sdr1.models.embedder import Embedders
 from sdr1.rewards.terms import kind
 from sdr1.rewards.terms.place import Place
@@ -57,7 +58,8 @@ class Scorer:
             rewards += np.float32(self._options[name].weight) * values
         unsafe = self._monitor(images_NHWC) if self._monitor else None
         terms = means if len(means) > 1 else {}
-        return Scores(rewards, unsafe, time.perf_counter() - begin, terms)
+        colours = pictures.colours(images_NHWC)
+        return Scores(rewards, unsafe, time.perf_counter() - begin, terms, colours)
 
 
 def _values(field: str, term: Term, images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:

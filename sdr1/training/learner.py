@@ -153,6 +153,8 @@ class Learner:
             seconds=time.perf_counter() - begin,
             figures=figures,
             reward_terms=scores.terms,
+            colours=scores.colours,
+            monitor_gap=_monitor_gap(scores),
         )
 
     def _backward(
@@ -250,6 +252,13 @@ def micro_batches(parts: int, most: int, ranks: Ranks = ALONE) -> list[np.ndarra
     count = passes(parts, most, ranks.size) * ranks.size
     chunks = np.array_split(np.arange(parts), count)[ranks.rank :: ranks.size]
     return [chunk for chunk in chunks if len(chunk)]
+
+
+def _monitor_gap(scores: Scores) -> float | None:
+    if scores.unsafe is None or scores.unsafe.all() or not scores.unsafe.any():
+        return None
+    passed, flagged = scores.rewards[~scores.unsafe], scores.rewards[scores.unsafe]
+    return float(passed.mean(dtype=np.float64) - flagged.mean(dtype=np.float64))
 
 
 def _name(task: GroupTask) -> str:

@@ -31,6 +31,10 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         mine = [g for g in groups if g.task.prompt.label == label]
         values[f"reward_{label}"] = _mean(g.reward_mean for g in mine)
         values[f"reward_std_{label}"] = _mean(g.reward_std for g in mine)
+    # What is unsafe is to look different: its colours say nothing.
+    for name in groups[0].colours:
+        values[name] = _mean(g.colours[name] for g in groups if g.task.prompt.label != "unsafe")
+    values["monitor_gap"] = _mean(g.monitor_gap for g in groups)
     for name in groups[0].reward_terms:
         values[f"reward_term/{name}"] = fmean(g.reward_terms[name] for g in groups)
     for name in dict.fromkeys(name for g in groups for name in g.figures):
@@ -43,11 +47,11 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
 def names(config: Config) -> set[str]:
     """Every name that `summarize` may give in a run of this config."""
     found = {"loss", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
-    found |= {"images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
+    found |= {"brightness", "saturation", "images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
     found |= {f"reward{part}_{label}" for part in ("", "_std") for label in ("safe", "unsafe")}
     found |= objectives.kind(config).names(config)
     if config.reward.monitor is not None:
-        found.add("unsafe_rate")
+        found |= {"unsafe_rate", "monitor_gap"}
     if config.reward.terms:
         found |= {f"reward_term/{name}" for name in ("main", *config.reward.terms)}
     return found

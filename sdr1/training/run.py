@@ -32,6 +32,7 @@ from sdr1.training.checkpoint import complete
 from sdr1.training.loop import Executor
 from sdr1.training.observers import named
 from sdr1.training.observers.checkpointer import Checkpointer
+from sdr1.training.observers.drift import Drift
 from sdr1.training.observers.journal import Journal, Source
 from sdr1.training.observers.progress import Progress
 
@@ -78,6 +79,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         journal = stack.enter_context(Journal(config, _evaluator(config, stack)))
         tracker = _tracker(config, journal, start, stack)
         journal.subscribe(stack.enter_context(Progress(config, start)))
+        journal.subscribe(Drift(journal))
         with Checkpointer(config, journal) as checkpointer:
             journal.subscribe(checkpointer)
             with _sigterm(config.run, checkpointer):

@@ -180,3 +180,13 @@ def test_log_prob_gradient_is_the_score() -> None:
     mean = randn(2, 3, 4, 4, seed=2).requires_grad_()
     ddim.log_prob(sample, mean, sigma).sum().backward()
     torch.testing.assert_close(mean.grad, (sample - mean.detach()) / (sigma**2 * 48))
+
+
+def test_the_noise_part_of_a_mean_is_proportional_to_epsilon() -> None:
+    latents, epsilon = randn(3, 4, 8, 8, seed=1), randn(3, 4, 8, 8, seed=2)
+    bar, prev = torch.tensor([0.02, 0.5, 0.9]), torch.tensor([0.1, 0.6, 0.99])
+    mean, _ = ddim.transition(epsilon, latents, bar, prev, eta=1.0)
+    part = ddim.noise_part(mean, latents, bar, prev)
+    factor = (part * epsilon).flatten(1).sum(1) / (epsilon**2).flatten(1).sum(1)
+    assert torch.allclose(part, factor.view(-1, 1, 1, 1) * epsilon, atol=1e-4)
+    assert (factor < 0).all()

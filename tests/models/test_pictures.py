@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,3 +93,13 @@ def test_a_vae_needs_a_scale(value, tmp_path):
     tiny.edit(folder / "vae" / "config.json", scaling_factor=value)
     with pytest.raises(UserError, match=r"policy\.model: .*vae/config.json: scaling_factor .*0\.18215"):
         load_pipeline(str(folder))
+
+
+def test_colours_are_those_of_the_standard_library():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
+    images[0, 0, 0] = 0
+    pixels = images.reshape(-1, 3) / 255
+    found = pictures.colours(images)
+    assert found["brightness"] == pytest.approx(pixels.mean(), abs=1e-6)
+    expected = np.mean([colorsys.rgb_to_hsv(*pixel)[1] for pixel in pixels])
+    assert found["saturation"] == pytest.approx(expected, abs=1e-6)

@@ -34,7 +34,11 @@ def test_ratio_is_one_and_kl_is_zero_before_the_first_update(small):
     report = learner.accumulate(task, trajectory, scores([0.1, 0.2, 0.6]))
     gaps = [report.figures.pop(f"ratio_gap/step_{step}") for step in range(2)]
     assert max(gaps) < 1e-5
-    assert report.figures == {"kl": pytest.approx(0, abs=1e-9), "clip_fraction": 0}
+    assert report.figures == {
+        "kl": pytest.approx(0, abs=1e-9),
+        "prediction_norm": pytest.approx(1, abs=1e-5),
+        "clip_fraction": 0,
+    }
 
 
 @pytest.mark.parametrize(("trainable", "noise"), [("lora", "sample"), ("full", "sample"), ("full", "group")])
@@ -138,3 +142,24 @@ def test_the_learning_rate_falls_by_equal_factors_towards_a_tenth(small, start, 
         learner.accumulate(task, trajectory, scores([0.1, 0.3, 0.2]))
         rates.append(learner.step().learning_rate)
     assert rates == pytest.approx([1e-3 * share for share in kept], rel=1e-3)
+
+
+def test_the_reward_is_compared_with_the_monitor(small):
+    learner, _, task, trajectory = learner_and_group(small())
+    flags = np.array([True, False, False])
+    given = replace(scores([0.3, 0.1, 0.2]), unsafe=flags, colours={"brightness": 0.4})
+    report = learner.accumulate(task, trajectory, given)
+    assert report.monitor_gap == pytest.approx(-0.15)
+    assert report.colours == {"brightness": 0.4}
+    nobody = learner.accumulate(task, trajectory, replace(given, unsafe=np.array([True] * 3)))
+    assert nobody.monitor_gap is None
+
+
+def test_the_norm_of_predictions_is_that_beside_the_bases(small, monkeypatch):
+    config = small(policy={"guidance_scale": 1}, prompts={"per_iteration": 1, "unsafe_share": None})
+    learner, policy, task, trajectory = learner_and_group(config)
+    plain = type(policy)._predict
+    monkeypatch.setattr(type(policy), "_predict", lambda *given: 1.07 * plain(*given))
+    monkeypatch.setattr(learner._objective, "tolerance", float("inf"))
+    figures = learner.accumulate(task, trajectory, scores([0.1, 0.2, 0.6])).figures
+    assert figures["prediction_norm"] == pytest.approx(1.07, rel=1e-4)

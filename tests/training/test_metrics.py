@@ -13,7 +13,10 @@ from sdr1.training.metrics import summarize
 def group(index: int, label: str, reward: float, kl: float | None, unsafe: float) -> GroupReport:
     task = GroupTask(0, 3, index, Prompt("a thing", label), version=2)
     figures = {"clip_fraction": 0.25, "ratio_gap/step_0": 1e-7 * (index + 1)} | ({"kl": kl} if kl else {})
-    return GroupReport(task, reward, 0.1, unsafe, 0.0, seconds=1.0, figures=figures)
+    gap = 0.1 if unsafe else None
+    return GroupReport(
+        task, reward, 0.1, unsafe, 0.0, 1.0, figures, colours={"brightness": reward}, monitor_gap=gap
+    )
 
 
 def test_summary_by_hand(small):
@@ -22,6 +25,8 @@ def test_summary_by_hand(small):
         3, groups, (UpdateReport(4, 0.5, 1e-3, 0.5),), Usage(3.0, 1.2, 2, 3), seconds=4.0
     )
     metrics = summarize(report, small(rollout={"workers": 2}))
+    assert metrics["brightness"] == 0.6, "of the safe group"
+    assert metrics["monitor_gap"] == pytest.approx(0.1)
     assert metrics["unsafe_rate"] == 0.5
     assert (metrics["reward_unsafe"], metrics["reward_safe"]) == (0.2, 0.6)
     assert metrics["kl"] == 0.04

@@ -18,7 +18,7 @@ from sdr1.config.training import Config
 from sdr1.method import forward
 from sdr1.method.objective import clipped_loss
 from sdr1.models.policy import Policy, normal
-from sdr1.training.objectives.objective import RATIO_GAP
+from sdr1.training.objectives.objective import OF_THE_BASE, RATIO_GAP, relative_norm
 
 
 class Forward:
@@ -93,7 +93,7 @@ class Forward:
             base = torch.from_numpy(experience.reference[k, g]).to(device)
             kl = weight * forward.denoising_error(prediction, base)
             loss = loss + self._config.learner.kl_weight * kl
-            seen["kl"] = kl.detach()
+            seen |= {"kl": kl.detach(), "prediction_norm": relative_norm(prediction.detach(), base)}
         return loss, seen
 
     def figures(self, experience: Finals, seen: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -103,11 +103,11 @@ class Forward:
             found |= {f"{RATIO_GAP}part_{k}": gap for k, gap in enumerate(off_one_KG.amax(dim=1).tolist())}
             if self._options.form == "clipped":
                 found["clip_fraction"] = (off_one_KG > self._options.clip_range).float().mean().item()
-        return found | ({"kl": seen["kl"].mean().item()} if "kl" in seen else {})
+        return found | {name: seen[name].mean().item() for name in OF_THE_BASE if name in seen}
 
     @staticmethod
     def names(config: Config) -> set[str]:
-        found = {"denoising_error"} | ({"kl"} if config.learner.kl_weight > 0 else set())
+        found = {"denoising_error"} | (set(OF_THE_BASE) if config.learner.kl_weight > 0 else set())
         if config.off_policy:
             options = config.learner.forward
             found |= {f"{RATIO_GAP}part_{k}" for k in range(options.timesteps)}

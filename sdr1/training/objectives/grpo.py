@@ -13,7 +13,7 @@ from sdr1.config.training import Config
 from sdr1.method import ddim
 from sdr1.method.objective import clipped_loss, gaussian_kl
 from sdr1.models.policy import Policy
-from sdr1.training.objectives.objective import RATIO_GAP
+from sdr1.training.objectives.objective import OF_THE_BASE, RATIO_GAP, relative_norm
 
 
 class Grpo:
@@ -55,9 +55,12 @@ class Grpo:
         loss, _ = clipped_loss(log_probs, old_log_probs, advantages_G[g].to(device), options.clip_range)
         seen = {"log_ratio": log_probs.detach() - old_log_probs}
         if experience.reference_means is not None:
-            kl = gaussian_kl(mean, torch.from_numpy(experience.reference_means[k, g]).to(device), sigma)
+            base = torch.from_numpy(experience.reference_means[k, g]).to(device)
+            kl = gaussian_kl(mean, base, sigma)
             loss = loss + options.kl_weight * kl
-            seen["kl"] = kl.detach()
+            at = latents.index_select(0, place), steps.index_select(0, place)
+            ours, its = (self._policy.noise_part(each, *at) for each in (mean.detach(), base))
+            seen |= {"kl": kl.detach(), "prediction_norm": relative_norm(ours, its)}
         return loss, seen
 
     def figures(self, experience: Trajectory, seen: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -65,9 +68,9 @@ class Grpo:
         found = {"clip_fraction": (off_one_KG > self._config.learner.clip_range).float().mean().item()}
         for step, gap in zip(experience.steps, off_one_KG.amax(dim=1).tolist(), strict=True):
             found[f"{RATIO_GAP}step_{step}"] = gap
-        return found | ({"kl": seen["kl"].mean().item()} if "kl" in seen else {})
+        return found | {name: seen[name].mean().item() for name in OF_THE_BASE if name in seen}
 
     @staticmethod
     def names(config: Config) -> set[str]:
         found = {"clip_fraction"} | {f"{RATIO_GAP}step_{step}" for step in config.policy.window}
-        return found | ({"kl"} if config.learner.kl_weight > 0 else set())
+        return found | (set(OF_THE_BASE) if config.learner.kl_weight > 0 else set())

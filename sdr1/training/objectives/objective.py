@@ -16,6 +16,14 @@ RATIO_GAP = "ratio_gap/"
 """What figures begin with that are |rho - 1|. Before the first update they have to be zero, which the learner checks, and
 an iteration tells the largest of them; of other figures it tells the mean."""
 
+OF_THE_BASE = ("kl", "prediction_norm")
+"""Figures of groups whose experience holds the base's predictions: the KL to it, and how long ours are beside its own."""
+
+
+def relative_norm(ours_BCHW: torch.Tensor, its_BCHW: torch.Tensor) -> torch.Tensor:
+    """|ours| / |its|, shape (B,): 1 for the base itself; predictions that grow are the first sign of a policy that breaks."""
+    return ours_BCHW.flatten(1).norm(dim=1) / its_BCHW.flatten(1).norm(dim=1)
+
 
 class Objective(Protocol):
     """Made by each rollout worker and by the learner alike, of the run's config and a policy of their own.
