@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -29,6 +31,18 @@ def pause(seconds: float) -> None:
     while (left := end - time.monotonic()) > 0:
         raise_if_stopped()
         time.sleep(min(left, 0.2))
+
+
+def end_with_parent() -> None:
+    """In a child of `multiprocessing`: end with the parent, also when it was killed in the middle of the child's work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def prepare_process(threads: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_text
+from sdr1.base.process import end_with_parent
 from sdr1.sandbox import WEIGHTS
 
 STAGES = ("vae", "clip", "oracle", "unet", "quality")
@@ -36,7 +37,7 @@ def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
     else:
         refuse_foreign(out, _MARKER, "sandbox build", "--out")
         write_text(out / _MARKER, json.dumps({"stages": STAGES}, indent=2) + "\n")
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for wave in _WAVES:
             jobs = [pool.submit(_run, stage, out) for stage in wave if not stages or stage in stages]
             for job in jobs:

@@ -20,6 +20,7 @@ import numpy as np
 from sdr1.base.errors import Terminated, UserError
 from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
 from sdr1.base.plain_data import flatten, read_json
+from sdr1.base.process import end_with_parent
 from sdr1.base.section import SANDBOX
 from sdr1.config.files import PRESETS, load
 from sdr1.config.training import Config
@@ -241,7 +242,7 @@ def colour_distance(one: dict[str, float], two: dict[str, float]) -> float:
 
 
 def _measure_both(model: str, images: int, seed: int) -> list[dict[str, Any]]:
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         jobs = [pool.submit(_measure, name, images, seed) for name in (SANDBOX, model)]
         return [job.result() for job in jobs]
 

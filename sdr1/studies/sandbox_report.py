@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.plain_data import peek
+from sdr1.base.process import end_with_parent
 from sdr1.base.section import SANDBOX
 from sdr1.evaluation.place import Place
 from sdr1.evaluation.suite import EVERY_PROTOCOL, suite
@@ -45,7 +46,7 @@ def run(
         f"2/4 every protocol on the base ({base}) and on the trained model ({trained}), side by side",
         flush=True,
     )
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent) as other:
         beside: Future[None] = other.submit(_evaluate, SANDBOX, base, settings, quiet=True)
         _evaluate(str(model), trained, settings)
         beside.result()
