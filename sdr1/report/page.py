@@ -33,7 +33,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         UserError: what `read` raises; nothing is written then.
     """
     material = read(sources)
-    claim(out, sources)
+    refuse_foreign(out, MARKER, "report", "--out")
     parts = sections(material)
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
@@ -43,6 +43,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         for plot in part.plots:
             contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
             contents[f"figures/{plot.name}.png"] = plot.png
+    claim(out, sources)
     for name, content in contents.items():
         write_bytes(out / name, content)
     for run in material.runs:
