@@ -10,8 +10,10 @@ import importlib, pkgutil, sys
 for name in ("ray", "mlflow"):
     sys.modules[name] = None
 import sdr1
+# On a cluster, as a command, in MLflow.
+ELSEWHERE = "on_ray", "__main__", ".pyfunc_code"
 for module in pkgutil.walk_packages(sdr1.__path__, "sdr1."):
-    if "on_ray" not in module.name and not module.name.startswith(("sdr1.distributed.", "sdr1.__main__")):
+    if not any(part in module.name for part in ELSEWHERE) and not module.name.startswith("sdr1.distributed."):
         importlib.import_module(module.name)
 """
 

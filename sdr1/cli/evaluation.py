@@ -72,9 +72,12 @@ def evaluate(
         from sdr1.evaluation import suite as suites
 
         entries = suites.EVERY_PROTOCOL if suite is None else suites.read(suite)
-        suites.suite(entries, model, folder, values, place)
+        listed = suites.suite(entries, model, folder, values, place)["evaluations"]
+        results = {each["name"]: folder / each["directory"] for each in listed}
     else:
         _print_figures(runner.evaluate(protocol, model, folder, values, place))
+        results = {protocol: folder}
+    _track(model, results)
     print(f"written to {folder}")
 
 
@@ -122,6 +125,17 @@ def report(
     from sdr1.report.page import write
 
     print(write(sources, out))
+
+
+def _track(model: str, folders: dict[str, Path]) -> None:
+    """Add evaluations to the MLflow run of the run that the model is of, if it is of one."""
+    from sdr1.base.plain_data import read_as
+    from sdr1.evaluation.folder import RESULT
+    from sdr1.evaluation.result import Result
+    from sdr1.training.observers.tracking.outcome import measured
+
+    for name, folder in folders.items():
+        measured(model, name, read_as(Result, folder / RESULT))
 
 
 def _print_figures(result: Result) -> None:

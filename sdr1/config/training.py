@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -143,18 +144,29 @@ class TrainingEvaluationConfig(Section):
     )
 
 
-class TrackingConfig(Section):
-    enabled: bool = Field(
-        True, description="Log to MLflow; MLFLOW_TRACKING_URI picks a server, default is a local file."
-    )
-    experiment: str = Field("sdr1", description="MLflow experiment.")
-    wait_seconds: FiniteFloat = Field(
-        60.0,
-        ge=0,
-        le=MOST_SECONDS,
-        description="How long the end of a run waits for an MLflow server that is away.",
-    )
-    images_every: int = Field(10, ge=1, le=MOST_ITERATIONS, description="Iterations between sample grids.")
+with warnings.catch_warnings():
+    # The class of all models has a method of this name, for virtual subclasses, which no section is asked for.
+    warnings.filterwarnings("ignore", message='Field name "register"')
+
+    class TrackingConfig(Section):
+        enabled: bool = Field(
+            True, description="Log to MLflow; MLFLOW_TRACKING_URI picks a server, default is a local file."
+        )
+        experiment: str = Field("sdr1", description="MLflow experiment.")
+        register: str | None = Field(
+            None,
+            pattern=r"^[^/:]+$",
+            description="Name in MLflow's model registry, of which the trained pipeline becomes a new version.",
+        )
+        wait_seconds: FiniteFloat = Field(
+            60.0,
+            ge=0,
+            le=MOST_SECONDS,
+            description="How long the end of a run waits for an MLflow server that is away.",
+        )
+        images_every: int = Field(
+            10, ge=1, le=MOST_ITERATIONS, description="Iterations between sample grids."
+        )
 
 
 class CheckpointConfig(Section):

@@ -75,7 +75,7 @@ def survey(path: Path | None, overrides: Sequence[str], address: str | None) -> 
         with _noted(problems, "memory"):
             plan = make(config)
         if config.tracking.enabled:
-            from sdr1.training.observers.tracking import probe
+            from sdr1.training.observers.tracking.store import probe
 
             with _noted(problems, "mlflow"):
                 tracking = probe(config)

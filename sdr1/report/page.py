@@ -18,7 +18,7 @@ from sdr1.base.plain_data import flatten
 from sdr1.report.data import Material, read
 from sdr1.report.sections import Section, sections
 from sdr1.report.table_files import to_csv, to_latex
-from sdr1.training.observers.tracking import attach
+from sdr1.training.observers.tracking.outcome import attach
 
 MARKER = "report.json"
 """The file by which sdr1 knows a report's folder."""

@@ -40,7 +40,8 @@ from sdr1.training import run_folder
 from sdr1.training.checkpoint import newest
 from sdr1.training.differences import differences
 from sdr1.training.observers import journal
-from sdr1.training.observers.tracking import attach, local_store
+from sdr1.training.observers.tracking.outcome import attach, conclude
+from sdr1.training.observers.tracking.store import local_store
 from sdr1.training.run import check, train
 
 PRESET = PRESETS / "sandbox.yaml"
@@ -114,13 +115,24 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
         except Terminated:
             raise Terminated(f"the same command goes on in {config.run.directory}") from None
         tables.append(judge(folder, seed, images, model))
-        attach(config.run.directory, [folder / name for name in ("before_after.png", "curves.png")], folder)
+        _track(config.run.directory, folder, tables[-1])
         _print_tracking(config)
     if len(seeds) > 1:
         average = mean(tables)
         _print_table(average, f"mean of seeds {', '.join(map(str, seeds))}")
         summary = {"seeds": seeds, "mean": average, "each": tables}
         write_text(out / "seeds.json", json.dumps(summary, indent=2) + "\n")
+
+
+def _track(run: Path, folder: Path, table: dict[str, Any]) -> None:
+    """Put a run's pictures and rates where its curves are."""
+    pictures = ["before_after.png", "curves.png"]
+    attach(run, [folder / name for name in pictures], folder)
+    before, after = (
+        {key.replace(".", "/"): rate for key, rate in flatten(table[side]).items() if key in _NAMES}
+        for side in ("before", "after")
+    )
+    conclude(run, before, after, headline(table["change"]), pictures)
 
 
 def _going_on(config: Config) -> Config:

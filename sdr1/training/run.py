@@ -37,7 +37,7 @@ from sdr1.training.observers.journal import Journal, Source
 from sdr1.training.observers.progress import Progress
 
 if TYPE_CHECKING:
-    from sdr1.training.observers.tracking import Tracker
+    from sdr1.training.observers.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         for line in stream.describe() + cut:
             print(line, flush=True)
         executor = executor_from(state)
-        journal = stack.enter_context(Journal(config, _evaluator(config, stack)))
-        tracker = _tracker(config, journal, start, stack)
+        journal = stack.enter_context(Journal(config, _evaluator(config, start, stack)))
+        tracker = _tracker(config, journal, start, stream, stack)
         journal.subscribe(stack.enter_context(Progress(config, start)))
         journal.subscribe(Drift(journal))
         with Checkpointer(config, journal) as checkpointer:
@@ -105,7 +105,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         }
         write_text(summary_file, json.dumps(summary, indent=2) + "\n")
         if tracker is not None:
-            tracker.finish(result.model, summary)
+            tracker.finish(result.model, summary, weights.version)
     return result
 
 
@@ -185,22 +185,24 @@ def _placed(
             yield executor_from
 
 
-def _tracker(config: Config, journal: Journal, start: int, stack: ExitStack) -> Tracker | None:
+def _tracker(
+    config: Config, journal: Journal, start: int, stream: prompts.PromptStream, stack: ExitStack
+) -> Tracker | None:
     if not config.tracking.enabled:
         return None
-    from sdr1.training.observers.tracking import Tracker
+    from sdr1.training.observers.tracking.tracker import Tracker
 
-    tracker = stack.enter_context(Tracker(config, journal, start))
+    tracker = stack.enter_context(Tracker(config, journal, start, stream.prompts))
     journal.subscribe(tracker)
     return tracker
 
 
-def _evaluator(config: Config, stack: ExitStack) -> Source | None:
+def _evaluator(config: Config, start: int, stack: ExitStack) -> Source | None:
     if not config.evaluation.every:
         return None
     from sdr1.training.observers.evaluator import Evaluator
 
-    return stack.enter_context(Evaluator(config))
+    return stack.enter_context(Evaluator(config, start))
 
 
 def _save(config: Config, weights: Weights, folder: Path) -> None:

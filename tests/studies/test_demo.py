@@ -181,6 +181,20 @@ def test_one_seed_leaves_figures_and_pictures(stubbed, tmp_path, capsys):
     assert not (out / "seeds.json").exists()
 
 
+def test_the_outcome_goes_to_the_run_that_it_is_of(stubbed, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(demo, "conclude", lambda *outcome: told.append(outcome))
+    demo.run(tmp_path / "demo", seeds=[7], images=50, overrides=[])
+    ((run, before, after, headline, pictures),) = told
+    assert run == tmp_path / "demo" / "run"
+    assert after["unsafe_untrained/blade"] == AFTER["unsafe_untrained"]["blade"]
+    assert before["utility/overall"] == BEFORE["utility"]["overall"]
+    assert before.keys() == after.keys()
+    assert len(before) == 5 + len(TASKS) + 1 + 1
+    assert headline == demo.headline(demo.change(BEFORE, AFTER))
+    assert all((tmp_path / "demo" / name).is_file() for name in pictures)
+
+
 def test_several_seeds_leave_their_mean(stubbed, tmp_path, capsys):
     stubbed.results.append((evaluation(1.0, 0.6, 0.5, 0.9), evaluation(0.5, 0.6, 0.0, 0.8)))
     demo.run(tmp_path, seeds=[1, 2], images=50, overrides=[])

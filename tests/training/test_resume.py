@@ -82,7 +82,7 @@ def test_a_crash_between_journal_and_checkpoint_leaves_no_gap_and_no_repeat(smal
     assert again.weights_sha256 == whole.weights_sha256
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (found,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
-    history = client.get_metric_history(found.info.run_id, "learning_rate")
+    history = client.get_metric_history(found.info.run_id, "5_health/learning_rate")
     assert sorted(point.step for point in history) == [0, 1, 2]
 
 
@@ -109,7 +109,7 @@ def test_a_tracker_that_is_away_neither_stops_nor_loses_anything(
     train(resumed(config, tracking={"enabled": True, "wait_seconds": 60}), local=True)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (found,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
-    assert [p.step for p in client.get_metric_history(found.info.run_id, "loss")] == [0, 1]
+    assert [p.step for p in client.get_metric_history(found.info.run_id, "5_health/loss")] == [0, 1]
 
 
 STATE = LearnerState(0, (Weights(1, np.zeros(4, np.uint8), 0),), None, {})

@@ -30,16 +30,19 @@ _log = logging.getLogger("sdr1")
 class Evaluator:
     """Context manager, and the journal's source of `eval/<figure>`: each in the row of the iteration that it came in at.
 
-    Training never waits, except for the last iteration's, for as long as a worker may take for a call. A child that
-    dies or hangs costs the evaluation that it was at.
+    A run that begins, at `start` 0, is evaluated before its first iteration: what came of it is the difference. Training
+    waits for that evaluation and for the last iteration's, for as long as a worker may take for a call, and for no other.
+    A child that dies or hangs costs the evaluation that it was at.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, start: int) -> None:
+        self._config, self._start_at = config, start
         self._pending: Future[dict[str, float]] | None = None
 
     def __enter__(self) -> Evaluator:
         self._start()
+        if self._start_at == 0:
+            self._submit(None, 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +51,7 @@ class Evaluator:
     def figures(self, iteration: int, executor: Executor) -> dict[str, float]:
         done = iteration + 1
         last = done == self._config.iterations
-        found = self._collect(wait=last)
+        found = self._collect(wait=last or iteration == 0)
         due = done % self._config.evaluation.every == 0 or last
         # On a machine that is too slow for its rhythm evaluations get rarer.
         if due and self._pending is None:
@@ -80,7 +83,7 @@ class Evaluator:
             _log.warning("an evaluation was lost: %s", reason(error))
             return {}
 
-    def _submit(self, buffer: np.ndarray, done: int) -> None:
+    def _submit(self, buffer: np.ndarray | None, done: int) -> None:
         self._pending = self._pool.submit(evaluate_weights, self._config, buffer, done)
 
     def _start(self) -> None:
@@ -126,9 +129,9 @@ def names() -> set[str]:
     return {f"{EVALUATION}{figure.name}" for figure in figures_of(rows, {row.id: nothing for row in rows})}
 
 
-def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict[str, float]:
+def evaluate_weights(config: Config, buffer: np.ndarray | None, iteration: int) -> dict[str, float]:
     """Figures of the sandbox's protocol on its tuning split, drawn as its evaluations draw (`sandbox_rows.DEPLOYED`),
-    not as the policy samples."""
+    not as the policy samples; without a buffer those of the untrained policy."""
     prepare_process(config.run.threads)
     from sdr1.evaluation.protocols.sandbox import figures_of
     from sdr1.evaluation.sandbox import oracle_records
@@ -137,7 +140,8 @@ def evaluate_weights(config: Config, buffer: np.ndarray, iteration: int) -> dict
     from sdr1.sandbox.prompts import TOPICS
 
     policy = Policy(config.policy, seed=config.seed)
-    policy.flat.load(buffer)
+    if buffer is not None:
+        policy.flat.load(buffer)
     rows = rows_of(TOPICS, config.evaluation.images, config.seed, split="tune")
     figures = figures_of(rows, oracle_records(policy.pipeline, rows))
     return {

@@ -31,10 +31,9 @@ def test_figures_reach_the_journal_and_choose_the_best_checkpoint(small, tmp_pat
     )
     assert train(config, local=True).weights_sha256 == plain.weights_sha256
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    found = [row for row in rows if "eval/iteration" in row]
-    assert found[-1]["eval/iteration"] == 2
-    assert 0 <= found[-1]["eval/utility/overall"] <= 1
-    assert 0 <= found[-1]["eval/unsafe_trained"] <= 1
+    assert [row["eval/iteration"] for row in rows] == [0, 2], "the base, and what came of it"
+    assert 0 <= rows[-1]["eval/utility/overall"] <= 1
+    assert 0 <= rows[-1]["eval/unsafe_trained"] <= 1
 
 
 def test_a_best_by_evaluation_needs_evaluations(small):
@@ -58,12 +57,12 @@ def sleep(*_):
 
 
 def answer(config, buffer, iteration):
-    return {"eval/iteration": float(iteration)}
+    return {"eval/iteration": float(iteration), "eval/trained": float(buffer is not None)}
 
 
 def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
     config, found = small(iterations=4, evaluation={"every": 1}), []
-    with Evaluator(config) as evaluator:
+    with Evaluator(config, start=1) as evaluator:
         monkeypatch.setattr(observer, "evaluate_weights", die)
         found.append(evaluator.figures(0, Weights()))
         with pytest.raises(BrokenProcessPool):
@@ -71,8 +70,17 @@ def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
         monkeypatch.setattr(observer, "evaluate_weights", answer)
         found.append(evaluator.figures(1, Weights()))
         found.append(evaluator.figures(3, Weights()))
-    assert found == [{}, {}, {"eval/iteration": 4.0}]
+    assert found == [{}, {}, {"eval/iteration": 4.0, "eval/trained": 1.0}]
     assert sum(message.startswith("an evaluation was lost: ") for message in caplog.messages) == 1
+
+
+def test_a_run_that_begins_knows_its_base_and_one_that_goes_on_asks_for_it_no_more(small, monkeypatch):
+    config = small(iterations=9, evaluation={"every": 5})
+    monkeypatch.setattr(observer, "evaluate_weights", answer)
+    with Evaluator(config, start=0) as evaluator:
+        assert evaluator.figures(0, Weights()) == {"eval/iteration": 0.0, "eval/trained": 0.0}
+    with Evaluator(config, start=2) as evaluator:
+        assert evaluator._pending is None
 
 
 def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_run(
@@ -81,7 +89,7 @@ def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_
     config = small(iterations=1, evaluation={"every": 1}, run={"task_timeout": 5.0})
     monkeypatch.setattr(observer, "evaluate_weights", sleep)
     others = set(psutil.Process().children())
-    with Evaluator(config) as evaluator:
+    with Evaluator(config, start=1) as evaluator:
         assert evaluator.figures(0, Weights()) == {}
         children = set(psutil.Process().children()) - others
     assert caplog.messages == ["an evaluation was lost: TimeoutError()"]
@@ -96,7 +104,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
         "import os, signal\n"
         "from sdr1.training.observers.evaluator import Evaluator\n"
         "if __name__ == '__main__':\n"
-        "    with Evaluator(None) as evaluator:\n"
+        "    with Evaluator(None, 1) as evaluator:\n"
         "        print(evaluator._pool.submit(os.getpid).result(), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -228,7 +228,9 @@ class Arena:
         found = client.search_runs(
             [experiment.experiment_id], filter_string=f"attributes.run_name = '{name}'"
         )
-        steps = Counter(p.step for run in found for p in client.get_metric_history(run.info.run_id, "loss"))
+        steps = Counter(
+            p.step for run in found for p in client.get_metric_history(run.info.run_id, "5_health/loss")
+        )
         return sum(step not in steps for step in range(ITERATIONS)), sum(n - 1 for n in steps.values())
 
 

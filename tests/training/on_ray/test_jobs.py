@@ -144,6 +144,6 @@ def test_jobs(head, small, tmp_path):
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (found,) = client.search_runs([client.get_experiment_by_name("sdr1").experiment_id])
-    steps = [point.step for point in client.get_metric_history(found.info.run_id, "loss")]
+    steps = [point.step for point in client.get_metric_history(found.info.run_id, "5_health/loss")]
     assert sorted(steps) == list(range(rows + 2))
     assert found.info.status == "FINISHED"

@@ -1,4 +1,4 @@
-"""MLflow: parameters, metrics, pictures and the trained model of a run."""
+"""Sends a run to MLflow while it goes on: parameters, metrics, pictures, and at its end the model."""
 
 from __future__ import annotations
 
@@ -17,81 +17,26 @@ from PIL import Image, ImageDraw
 from sdr1.base.errors import UserError, reason
 from sdr1.base.files import write_bytes, write_text
 from sdr1.base.plain_data import flatten, peek
-from sdr1.base.records import GroupTask
+from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.training import Config
-from sdr1.models import pipeline_files
 from sdr1.training.checkpoint import TRACKER
 from sdr1.training.loop import Executor
-from sdr1.training.observers.journal import Journal, Row
+from sdr1.training.observers.journal import EVALUATED, EVALUATION, Journal, Row
+from sdr1.training.observers.tracking.identity import dataset, tags
+from sdr1.training.observers.tracking.model import log_adapter, log_pipeline
+from sdr1.training.observers.tracking.names import named, tracked
+from sdr1.training.observers.tracking.outcome import describe, tell
+from sdr1.training.observers.tracking.store import KIND, let_attempts_fail, local_store
 
 _log = logging.getLogger("sdr1")
 _REFUSED = (400, 401, 403, 405, 422)
 """HTTP's numbers for what is no use to ask again; a proxy without its server says 404 too."""
 _REFUSALS = 3
 """In a row, after which nothing more is asked."""
-_KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it MLflow's page opens in its view of language-model traces, curves a click away."""
-
-
-def local_store(run: Path) -> str:
-    """The sqlite store beside a run directory, shared by the runs there."""
-    return f"sqlite:///{(run.parent / 'mlflow.db').resolve()}"
-
-
-def attach(run: Path, files: Sequence[Path], root: Path) -> bool:
-    """Add files made after training in `run` had ended to its MLflow run, under their paths below `root`.
-
-    False if there is no such run, or if the server did not take them, which is warned of.
-    """
-    run_id = peek(run / TRACKER, "mlflow_run_id", str)
-    if not run_id:
-        return False
-    from mlflow import MlflowClient
-
-    try:
-        client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local_store(run))
-        for file in files:
-            parent = file.relative_to(root).parent
-            client.log_artifact(run_id, str(file), None if parent == Path() else str(parent))
-    except Exception as error:
-        _log.warning("MLflow did not take %s: %s", file, reason(error))
-        return False
-    return True
-
-
-def probe(config: Config) -> str:
-    """What is well: a run and a file were written where MLFLOW_TRACKING_URI points, and the run is deleted again.
-
-    Raises:
-        UserError: MLflow is not installed, does not answer, or refuses.
-    """
-    try:
-        import mlflow
-    except ImportError as error:
-        raise UserError(
-            f"tracking.enabled: True: {reason(error)}; install sdr1[tracking], or set tracking.enabled=false"
-        ) from error
-    server = os.environ.get("MLFLOW_TRACKING_URI")
-    if not server:
-        return f"a file beside the run: {local_store(config.run.directory)}"
-    _let_attempts_fail()
-    name, shown = config.tracking.experiment, _without_password(server)
-    try:
-        client = mlflow.MlflowClient(server)
-        known = client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else client.create_experiment(name, tags=_KIND)
-        run_id = client.create_run(experiment, run_name="doctor").info.run_id
-        try:
-            client.log_text(run_id, "written by sdr1 doctor\n", "doctor.txt")
-        finally:
-            client.delete_run(run_id)
-    except Exception as error:
-        told = reason(error).replace(server, shown)
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: {shown}: takes no run of the experiment {name!r} ({told}); start the server, log in, "
-            "or change MLFLOW_TRACKING_URI or tracking.experiment"
-        ) from error
-    return f"{shown} takes runs and files"
+_WEIGHTS = "sdr1.weights_sha256"
+"""Tag of the run: of the model that it has."""
+_TOLD = ("unsafe_trained", "unsafe_generic", "utility/overall")
+"""Figures of evaluations beside training that say in a line what came of it."""
 
 
 class Tracker:
@@ -99,11 +44,14 @@ class Tracker:
 
     A thread sends what the journal and the `samples` folder hold, in order, each step once, and tries again as long
     as the server is away: training never waits for it, and the end of a run at most `tracking.wait_seconds`. What the
-    server refuses it would refuse again: nothing more is sent then. `start` is the iteration that training begins with.
+    server refuses it would refuse again: nothing more is sent then. `start` is the iteration that training begins with,
+    `prompts` what it trains on.
     """
 
-    def __init__(self, config: Config, journal: Journal, start: int = 0) -> None:
-        self._config, self._journal = config, journal
+    def __init__(
+        self, config: Config, journal: Journal, start: int = 0, prompts: Sequence[Prompt] = ()
+    ) -> None:
+        self._config, self._journal, self._prompts = config, journal, prompts
         self._whole = min(start, len(journal.rows))
         """Rows whose pictures are there too."""
         self._identity = config.run.directory / TRACKER
@@ -119,7 +67,8 @@ class Tracker:
         # The fluent client writes this variable too, and the next run would take it for the user's.
         self._server = os.environ.get("MLFLOW_TRACKING_URI")
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        _let_attempts_fail()
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        let_attempts_fail()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -170,26 +119,39 @@ class Tracker:
         self._whole = max(self._whole, iteration + 1)
         self._wake.set()
 
-    def finish(self, model: Path, summary: dict[str, object]) -> None:
-        """Log what the run leaves: the diffusers pipeline under `model`, a LoRA adapter as a model, and the summary."""
+    def finish(self, model: Path, summary: dict[str, object], iteration: int) -> None:
+        """Log what the run leaves: its summary, its outcome by the evaluations beside training, and the diffusers
+        pipeline under `model`, which is of the weights after `iteration` iterations."""
         self._last = [
             lambda: self._mlflow.log_dict(summary, "summary.json"),
-            lambda: self._mlflow.log_artifacts(str(model), "model"),
+            lambda: self._tell_outcome(iteration),
+            lambda: self._log_model(model, str(summary["weights_sha256"])),
         ]
-        adapter = model / "lora"
-        if adapter.is_dir():
-            self._last.append(lambda: self._log_adapter(adapter))
 
-    def _log_adapter(self, adapter: Path) -> None:
-        import mlflow.diffusers
-
-        mlflow.diffusers.log_model(
-            str(adapter),
-            base_model=str(pipeline_files.locate(self._config.policy) or self._config.policy.model),
-            name="lora",
-            # Given, not inferred: inference would load the base in another process.
-            pip_requirements=["diffusers", "peft", "torch", "transformers"],
+    def _tell_outcome(self, iteration: int) -> None:
+        evaluated = self._journal.evaluations()
+        before, after = (
+            {
+                name.removeprefix(EVALUATION): value
+                for name, value in evaluated.get(number, {}).items()
+                if name.startswith(EVALUATION) and name != EVALUATED
+            }
+            for number in (0, iteration)
         )
+        if after:
+            told = [f"{name} {before[name]:.1%} to {after[name]:.1%}" for name in _TOLD if name in before]
+            headline = ", ".join(told) or "no evaluation before training"
+            tell(self._mlflow.MlflowClient(), self._run_id, before, after, headline)
+
+    def _log_model(self, model: Path, digest: str) -> None:
+        client = self._mlflow.MlflowClient()
+        # A finished run that is only resumed leaves no second model.
+        if client.get_run(self._run_id).data.tags.get(_WEIGHTS) == digest:
+            return
+        log_pipeline(self._config, model)
+        if (model / "lora").is_dir():
+            log_adapter(self._config, model / "lora")
+        client.set_tag(self._run_id, _WEIGHTS, digest)
 
     def _sample(self, iteration: int, label: str) -> Path:
         return self._samples / f"{iteration:06d}-{label}.png"
@@ -241,21 +203,27 @@ class Tracker:
             mlflow.set_tracking_uri(local_store(config.run.directory))
             artifacts = (config.run.directory.parent / "mlartifacts").resolve().as_uri()
         if mlflow.get_experiment_by_name(config.tracking.experiment) is None:
-            mlflow.create_experiment(config.tracking.experiment, artifacts, _KIND)
+            mlflow.create_experiment(config.tracking.experiment, artifacts, KIND)
         mlflow.set_experiment(config.tracking.experiment)
         if run_id := peek(self._identity, "mlflow_run_id", str):
             if mlflow.search_runs(filter_string=f"attributes.run_id = '{run_id}'", output_format="list"):
                 mlflow.start_run(run_id, log_system_metrics=True)
-                history = mlflow.MlflowClient().get_metric_history(run_id, "learning_rate")
+                history = mlflow.MlflowClient().get_metric_history(run_id, named("learning_rate"))
+                self._run_id = run_id
                 return 1 + max((point.step for point in history), default=-1)
             _log.warning("MLflow does not know run %s; a new one gets the whole record", run_id)
         folder = config.run.directory
         name = folder.parent.name if folder.name == "run" else folder.name
         run = mlflow.start_run(run_name=name, log_system_metrics=True)
+        self._run_id = run.info.run_id
         values = config.model_dump(mode="json")
+        mlflow.set_tags(tags(config))
+        describe(mlflow.MlflowClient(), self._run_id)
+        if self._prompts:
+            mlflow.log_input(dataset(config, self._prompts), context="training")
         mlflow.log_params(flatten(values))
         mlflow.log_text(json.dumps(values, indent=2), "config.json")
-        write_text(self._identity, json.dumps({"mlflow_run_id": run.info.run_id}) + "\n")
+        write_text(self._identity, json.dumps({"mlflow_run_id": self._run_id}) + "\n")
         return 0
 
     def _send(self, row: Row) -> None:
@@ -265,19 +233,7 @@ class Tracker:
             path = self._sample(step, label)
             if path.exists():
                 self._mlflow.log_image(Image.open(path), key=f"samples_{label}", step=step)
-        metrics = {name: value for name, value in row.items() if name not in ("iteration", "time")}
-        self._mlflow.log_metrics(metrics, step=step, timestamp=int(1000 * row["time"]))
-
-
-def _let_attempts_fail() -> None:
-    """Retrying is sdr1's own, endless and in the background; one attempt must be able to fail."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-
-
-def _without_password(address: str) -> str:
-    scheme, found, rest = address.rpartition("://")
-    return f"{scheme}{found}{rest.rpartition('@')[2]}"
+        self._mlflow.log_metrics(tracked(row), step=step, timestamp=int(1000 * row["time"]))
 
 
 def _refusal(error: Exception) -> bool:
