@@ -26,7 +26,8 @@ from sdr1.base.records import (
 from sdr1.config.training import Config, validate
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import RayExecutor, Roles, State
+from sdr1.training.on_ray.executor import RayExecutor, Roles
+from sdr1.training.on_ray.work import State
 
 UNIT = 0.5
 """Seconds of the cheaper role's work on one group; the sandbox's take 1 s and Stable Diffusion's more."""

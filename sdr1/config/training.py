@@ -54,6 +54,11 @@ class RunConfig(Section):
         description="Torch threads of every process; part of the result's identity on the CPU.",
     )
 
+    @property
+    def name(self) -> str:
+        """What people know the run by: its folder's name, or of a folder called `run` that of the one around it."""
+        return self.directory.parent.name if self.directory.name == "run" else self.directory.name
+
 
 class RolloutConfig(Section):
     workers: Workers = Field(1, description="Rollout actors: a number, or {min, max} for an elastic fleet.")

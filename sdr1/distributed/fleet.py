@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Generic
 from sdr1.base.errors import TrainingError
 from sdr1.config.workers import Elastic
 from sdr1.distributed.actor import Handle
-from sdr1.distributed.calls import Calls, first_line, raised_on_purpose
+from sdr1.distributed.calls import Calls, Stalled, first_line, raised_on_purpose
 from sdr1.distributed.placement import H, Placement, Waiting
 
 MAX_DEATHS = 6
@@ -49,6 +49,8 @@ class Fleet(Generic[H]):
         self._workers: set[Worker[H]] = set()
         self._due: list[float] = []
         self._deaths, self._served = 0, False
+        self.losses = Counter[str]()
+        """Workers that were replaced, by cause: died, stalled, left."""
         self._looked = time.monotonic()
         self._waiting = Waiting(name, place)
         for _ in range(size.max):
@@ -80,6 +82,7 @@ class Fleet(Generic[H]):
         if worker.leaving:
             return
         self._deaths += not worker.proven
+        self.losses["stalled" if isinstance(error, Stalled) else "died"] += 1
         reason = first_line(error)
         _log.warning("one of the %s was lost (%s); it is replaced", self.name, reason)
         if self._deaths > MAX_DEATHS + self.size.max:
@@ -100,6 +103,7 @@ class Fleet(Generic[H]):
             for worker in [w for w in self._workers if w.node in leaving and not w.leaving]:
                 _log.warning("one of the %s leaves with its draining node", self.name)
                 worker.leaving = True
+                self.losses["left"] += 1
                 if worker in self.idle:
                     self._remove(worker)
                 self._start()

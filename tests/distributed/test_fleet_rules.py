@@ -7,6 +7,7 @@ import ray
 
 from sdr1.config.workers import Elastic
 from sdr1.distributed import fleet as module
+from sdr1.distributed.calls import Stalled
 from sdr1.distributed.fleet import Fleet, backoff
 
 
@@ -86,6 +87,19 @@ def test_a_worker_that_is_asked_while_its_node_drains_ends(fleet, monkeypatch):
     assert worker.actor.killed
     assert worker not in fleet.idle
     assert len(fleet._workers) == 3, "its successor starts"
+
+
+def test_losses_are_counted_by_cause_and_one_that_leaves_is_not_lost_again(fleet, monkeypatch):
+    dead, stalled, leaving = fleet._workers
+    fleet.evict(dead, RuntimeError("gone"))
+    fleet.evict(dead, RuntimeError("gone, told twice"))
+    fleet.evict(stalled, Stalled("no answer for 5 s"))
+    leaving.node = "draining"
+    monkeypatch.setattr(module, "_draining_nodes", lambda: {"draining"})
+    fleet._looked -= 60
+    fleet.tick()
+    fleet.evict(leaving, RuntimeError("gone with its node"))
+    assert fleet.losses == {"died": 1, "stalled": 1, "left": 1}
 
 
 def refusing() -> ray.exceptions.RayActorError:

@@ -10,10 +10,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum, auto
 from functools import partial
-from typing import Any, Generic, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -30,53 +28,13 @@ from sdr1.distributed.placement import H, Placement, Waiting, least_cpus
 from sdr1.training.checkpoint import newest
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.training.on_ray.gang import Gang
-from sdr1.training.on_ray.handles import LearnerHandle, Made, RewardHandle, RolloutHandle
+from sdr1.training.on_ray.handles import LearnerHandle, RewardHandle, RolloutHandle
+from sdr1.training.on_ray.meters import Meters
+from sdr1.training.on_ray.work import Answer, Group, Published, State
 
 MAX_LEARNER_DEATHS = 6
 """Losses of the learner in a row, without one update between them, that stop the run."""
 _log = logging.getLogger("sdr1")
-
-
-class State(Enum):
-    """What became of a group so far; it goes back to WAITING whenever what was made of it is lost."""
-
-    WAITING = auto()
-    ROLLING_OUT = auto()
-    MADE = auto()
-    SCORING = auto()
-    SCORED = auto()
-    HANDED = auto()
-    DONE = auto()
-
-
-@dataclass(eq=False)
-class Group:
-    """One copy of a group on its way. It has at most one call under way, which touches nothing but this record.
-
-    After a recovery the same task gets a new record; what still comes in for the old one finds nobody interested.
-    """
-
-    task: GroupTask
-    state: State = State.WAITING
-    made: Made | None = None
-    scores: Ref[Scores] | None = None
-    losses: int = 0
-
-
-class Published(NamedTuple):
-    """A version of the weights."""
-
-    weights: Ref[Weights]
-    checksum: int
-
-
-@dataclass(eq=False)
-class Answer(Generic[T]):
-    """Of the learner's ranks to a call: the values of all of them, or the first error, once it has ended."""
-
-    values: list[T] = field(default_factory=list)
-    error: Exception | None = None
-    ended: bool = False
 
 
 class Roles(NamedTuple):
@@ -116,6 +74,7 @@ class RayExecutor:
         self._reports: list[GroupReport] = []
         """Of its groups since its last step."""
         self._seconds = [0.0, 0.0]
+        self._meters = Meters(config)
 
     def publish(self, version: int) -> None:
         weights, checksum = self._learner.first.publish(version)
@@ -125,6 +84,7 @@ class RayExecutor:
                 f"learner ranks hold different weights after update {version}: they drifted apart"
             )
         self._versions[version] = Published(weights, found[0])
+        self._meters.published()
         for old in [v for v in self._versions if v < version - self._config.rollout.max_staleness]:
             del self._versions[old]
         self._dispatch()
@@ -179,11 +139,14 @@ class RayExecutor:
         reports, self._reports = self._reports, []
         update = self._learned(self._learner.call(LearnerHandle.step))[0]
         self._learner_deaths = 0
+        self._meters.stepped(reports, update)
         return reports, update
 
     def usage(self) -> Usage:
         (rollout, reward), self._seconds = self._seconds, [0.0, 0.0]
-        return Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
+        found = Usage(rollout, reward, max(1, self._rollouts.in_service), max(1, self._rewards.in_service))
+        self._meters.used(found)
+        return found
 
     def images(self, task: GroupTask) -> np.ndarray | None:
         group = self._groups.get(task)
@@ -205,6 +168,7 @@ class RayExecutor:
 
     def recover(self, reason: str) -> int:
         self._learner.kill()
+        self._meters.learner_lost()
         self._versions, self._groups, self._handed, self._reports = {}, {}, [], []
         state = self._last_state()
         iteration = state.iteration if state else 0
@@ -293,6 +257,7 @@ class RayExecutor:
         self._waiting.tick(int(self._learner_started), 1)
         self._rollouts.tick()
         self._rewards.tick()
+        self._meters.tick(self._groups.values(), {"rollout": self._rollouts, "reward": self._rewards})
 
     def _first(self, state: State) -> Group | None:
         return next((group for group in self._groups.values() if group.state is state), None)
@@ -323,6 +288,7 @@ class RayExecutor:
                     f"a rollout worker holds other weights than version {version}: {found:016x}"
                 )
             worker.weights = found
+            self._meters.confirmed()
             self._rollouts.release(worker)
             self._dispatch()
 

@@ -18,7 +18,8 @@ from sdr1.models.flat import sha256
 from sdr1.prompts import stream as prompts
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import RayExecutor, State
+from sdr1.training.on_ray.executor import RayExecutor
+from sdr1.training.on_ray.work import State
 from sdr1.training.run import train
 from tests.training.on_ray.test_recovery import EVERYTHING, GROUPS, config_of, roles_of, run_with
 

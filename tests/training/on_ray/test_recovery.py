@@ -16,7 +16,8 @@ from sdr1.base.records import LearnerState, Prompt, Weights
 from sdr1.config.training import validate
 from sdr1.prompts.stream import PromptStream
 from sdr1.training import loop
-from sdr1.training.on_ray.executor import Published, RayExecutor, Roles, State
+from sdr1.training.on_ray.executor import RayExecutor, Roles
+from sdr1.training.on_ray.work import Published, State
 
 GROUPS = 6
 

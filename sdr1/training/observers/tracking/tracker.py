@@ -212,9 +212,7 @@ class Tracker:
                 self._run_id = run_id
                 return 1 + max((point.step for point in history), default=-1)
             _log.warning("MLflow does not know run %s; a new one gets the whole record", run_id)
-        folder = config.run.directory
-        name = folder.parent.name if folder.name == "run" else folder.name
-        run = mlflow.start_run(run_name=name, log_system_metrics=True)
+        run = mlflow.start_run(run_name=config.run.name, log_system_metrics=True)
         self._run_id = run.info.run_id
         values = config.model_dump(mode="json")
         mlflow.set_tags(tags(config))
