@@ -159,6 +159,13 @@ class LearnerState:
     """None before the first update."""
     variances: Mapping[Label | None, tuple[float, ...]]
     """Reward variances of the latest groups by prompt label, for pooled advantages."""
+    ema: Weights | None = None
+    """The moving average of the trained weights, where there is one."""
+
+    @property
+    def result(self) -> Weights:
+        """What a run that ends here leaves."""
+        return self.ema or self.current
 
     @property
     def current(self) -> Weights:

@@ -48,6 +48,13 @@ class ForwardConfig(Section):
         description="Noise that a latent is noised with again: shared by the samples of a group, or each its own.",
     )
 
+    old_weight: FiniteFloat = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Weight of the weighted squared distance to what the weights that drew predict.",
+    )
+
     @model_validator(mode="after")
     def _nothing_of_another_choice(self) -> ForwardConfig:
         for choice, value, field in (

@@ -62,6 +62,11 @@ class RunConfig(Section):
 
 class RolloutConfig(Section):
     workers: Workers = Field(1, description="Rollout actors: a number, or {min, max} for an elastic fleet.")
+    weights: Literal["trained", "ema"] = Field(
+        "trained",
+        description="Weights that draw: those that are trained, or their average (learner.ema_decay), an old policy that "
+        "lags behind.",
+    )
     max_staleness: int = Field(
         0,
         ge=0,
@@ -92,6 +97,13 @@ class LearnerConfig(Section):
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW betas.")
     weight_decay: FiniteFloat = Field(1e-4, ge=0, le=10, description="AdamW weight decay.")
+    ema_decay: FiniteFloat = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a moving average of the trained weights, an update at a time, rising from 2/11 to this: "
+        "(1 + updates) / (10 + updates). The average is what is evaluated, saved and exported. 0: none.",
+    )
     max_grad_norm: FiniteFloat = Field(1.0, ge=1e-6, le=1e6, description="Gradient norm is clipped to this.")
     clip_range: FiniteFloat = Field(
         1e-4,
@@ -250,8 +262,10 @@ class Config(Section):
 
     @property
     def off_policy(self) -> bool:
-        """Whether groups are learned from after an update of the weights that drew them."""
-        return self.rollout.max_staleness > 0 or self.groups_per_update < self.prompts.per_iteration
+        """Whether groups are learned from by other weights than those that drew them."""
+        rollout = self.rollout
+        several_updates = self.groups_per_update < self.prompts.per_iteration
+        return several_updates or rollout.max_staleness > 0 or rollout.weights == "ema"
 
     def has_kl(self, label: str | None) -> bool:
         """Whether a group with this prompt label carries the KL term."""
@@ -289,6 +303,22 @@ class Config(Section):
         else:
             why = f"belongs to learner.objective=grpo; leave it out, or see learner.{learner.objective}"
             refuse_set(learner, ("clip_range",), "learner.", why)
+        return self
+
+    @model_validator(mode="after")
+    def _an_average_to_draw_with(self) -> Config:
+        if self.rollout.weights == "ema" and not self.learner.ema_decay:
+            raise ValueError("rollout.weights: 'ema': there is no average; set learner.ema_decay, e.g. 0.5")
+        if self.rollout.weights == "ema" and self.rollout.max_staleness:
+            raise ValueError(
+                f"rollout.max_staleness: {self.rollout.max_staleness}: rollout.weights=ema draws with the latest average; "
+                "set it to 0"
+            )
+        if self.learner.forward.old_weight and not self.off_policy:
+            raise ValueError(
+                f"learner.forward.old_weight: {self.learner.forward.old_weight:g}: the weights that draw are those that are "
+                "trained, and nothing pulls; set rollout.weights=ema, or learner.groups_per_update"
+            )
         return self
 
     @model_validator(mode="after")

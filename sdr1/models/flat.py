@@ -30,25 +30,29 @@ class FlatParameters:
                 f"trainable parameters must share one dtype and device, found {sorted(map(str, kinds))}"
             )
         ((dtype, device),) = kinds
-        self._flat = torch.empty(
+        self.tensor = torch.empty(
             sum(parameter.numel() for parameter in parameters), dtype=dtype, device=device
         )
         offset = 0
         for parameter in parameters:
             # Its own strides, so that a channels-last layout survives.
-            view = self._flat.as_strided(parameter.shape, parameter.stride(), offset)
+            view = self.tensor.as_strided(parameter.shape, parameter.stride(), offset)
             view.copy_(parameter.data)
             parameter.data = view
             offset += parameter.numel()
 
+    def copy(self) -> FlatParameters:
+        """The same numbers in memory of their own, for an average of them."""
+        return FlatParameters([torch.nn.Parameter(self.tensor.clone(), requires_grad=False)])
+
     def publish(self, version: int) -> Weights:
         """All bytes as they are now; on the CPU in place, so that the next update changes them."""
-        buffer = self._flat.detach().cpu().view(torch.uint8).numpy()
+        buffer = self.tensor.detach().cpu().view(torch.uint8).numpy()
         return Weights(version, buffer, checksum(buffer))
 
     def snapshot(self, version: int) -> Weights:
         """A copy of all bytes, which later updates do not touch."""
-        source = self._flat.detach().view(torch.uint8)
+        source = self.tensor.detach().view(torch.uint8)
         buffer = torch.empty(source.shape, dtype=torch.uint8)
         found = _copy(buffer, source)
         return Weights(version, buffer.numpy(), found)
@@ -59,7 +63,7 @@ class FlatParameters:
         Raises:
             UserError: the buffer has another size.
         """
-        expected = self._flat.numel() * self._flat.element_size()
+        expected = self.tensor.numel() * self.tensor.element_size()
         if buffer.nbytes != expected:
             raise UserError(
                 f"checkpoint: weights of {buffer.nbytes} bytes do not fit parameters of {expected} bytes: they are of "
@@ -67,11 +71,11 @@ class FlatParameters:
             )
         # from_numpy of a read-only mapping would warn, and a live view would pin the published object: copy at once.
         source = torch.from_numpy(buffer if buffer.flags.writeable else _unlocked(buffer))
-        return _copy(self._flat.detach().view(torch.uint8), source)
+        return _copy(self.tensor.detach().view(torch.uint8), source)
 
     def checksum(self) -> int:
         """Of the bytes in place."""
-        return checksum(self._flat.detach().cpu().view(torch.uint8).numpy())
+        return checksum(self.tensor.detach().cpu().view(torch.uint8).numpy())
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> int:

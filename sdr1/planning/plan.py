@@ -199,6 +199,7 @@ def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, An
       until the last has moved both are there.
     - `optimizer`: AdamW's two moments. On a GPU its step works on all parameters at once and holds one more set of
       temporaries, when the activations are gone.
+    - `ema`: the moving average of the trained weights.
     - `activations`: the most that a pass makes; the last pass's hold the gradients that it adds to `gradients`.
     - `published`: on the CPU Ray's shared memory, where the learner writes its weights and rollout actors map them; a
       process is billed for it, the node holds it once. For a GPU it is the host's.
@@ -217,6 +218,7 @@ def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, An
         "learner": {
             "weights": pipeline,
             "optimizer": 2 * trainable,
+            "ema": trainable if config.learner.ema_decay else 0,
             "gradients": trainable,
             "activations": max(peaks["learner"], stepping),
         },

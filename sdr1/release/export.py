@@ -48,7 +48,7 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     if part in ("lora", "kohya") and config.policy.trainable != "lora":
         raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
     policy = Policy(config.policy, seed=config.seed)
-    policy.flat.load(found.state.current.buffer)
+    policy.flat.load(found.state.result.buffer)
     draft = partial(out)
     try:
         with disk_errors(out):
@@ -151,7 +151,7 @@ def _reward(config: RewardConfig) -> str:
 def _results(run: Path, state: LearnerState) -> list[str]:
     """What was measured of these very weights; a summary or a line of the journal that is of others is left out."""
     rows = []
-    digest = sha256(state.current)
+    digest = sha256(state.result)
     for path in (run / "summary.json", run.parent / "summary.json"):
         with suppress(UserError):
             summary = read_json(path)

@@ -27,6 +27,7 @@ from sdr1.models import flat
 TENSORS, FACTS, POINTER = "tensors.safetensors", "checkpoint.json", "latest.json"
 TRACKER = "run.json"
 """In a run's folder: which MLflow run is its own."""
+_EMA = "ema"
 _WEIGHTS = "weights/"
 """What comes before a version in the name of its tensor."""
 _PACKAGES = ("sdr1", "torch", "diffusers", "ray", "peft")
@@ -104,7 +105,8 @@ def load(folder: Path) -> Checkpoint:
 def _tensors(state: LearnerState) -> dict[str, np.ndarray]:
     """A state's arrays under their names on disk."""
     weights = {f"{_WEIGHTS}{each.version}": each.buffer for each in state.weights}
-    return weights | (state.moments._asdict() if state.moments else {})
+    average = {_EMA: state.ema.buffer} if state.ema else {}
+    return weights | average | (state.moments._asdict() if state.moments else {})
 
 
 def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
@@ -118,7 +120,9 @@ def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
     variances: dict[Label | None, tuple[float, ...]] = {
         None if label == "None" else label: values for label, values in facts.variances.items()
     }
-    return LearnerState(facts.updates, weights, moments, variances)
+    average = tensors.get(_EMA)
+    ema = None if average is None else Weights(facts.iteration, average, flat.checksum(average))
+    return LearnerState(facts.updates, weights, moments, variances, ema)
 
 
 class Facts(BaseModel):
@@ -160,8 +164,9 @@ def _check_tensors(tensors: dict[str, np.ndarray], facts: Facts, folder: Path) -
         raise UserError(f"checkpoint: {folder}: its weights are not those of iteration {facts.iteration}")
     size = tensors[f"{_WEIGHTS}{facts.iteration}"].nbytes
     for name, tensor in tensors.items():
-        kind, bytes_there = (np.uint8, tensor.size) if name in versions else (np.float32, tensor.nbytes)
-        if not (name in versions or name in Moments._fields) or tensor.dtype != kind or bytes_there != size:
+        of_weights = name in versions or name == _EMA
+        kind, bytes_there = (np.uint8, tensor.size) if of_weights else (np.float32, tensor.nbytes)
+        if not (of_weights or name in Moments._fields) or tensor.dtype != kind or bytes_there != size:
             raise UserError(
                 f"checkpoint: {folder}: {TENSORS}: {name}: {tensor.dtype} of shape {list(tensor.shape)} does not go "
                 f"with weights of {size} bytes"

@@ -23,6 +23,7 @@ from sdr1.base.records import (
 )
 from sdr1.config.training import Config
 from sdr1.method.objective import group_advantages
+from sdr1.models.flat import FlatParameters
 from sdr1.models.policy import Policy
 from sdr1.planning.counts import passes
 from sdr1.training import objectives
@@ -49,6 +50,7 @@ class Learner:
             betas=options.betas,
             weight_decay=options.weight_decay,
         )
+        self._ema = self._policy.flat.copy() if options.ema_decay else None
         self._updates_per_iteration = config.prompts.per_iteration // config.groups_per_update
         self._updates = 0
         self.accumulated = 0
@@ -64,7 +66,7 @@ class Learner:
         With `max_staleness` a snapshot of now, or one that was taken lately; those stay valid.
         """
         if self._config.rollout.max_staleness == 0:
-            return self._policy.flat.publish(version)
+            return self._drawing.publish(version)
         if version not in self._published:
             self._published[version] = self._policy.flat.snapshot(version)
             for old in [v for v in self._published if v < version - self._config.rollout.max_staleness]:
@@ -72,15 +74,25 @@ class Learner:
         return self._published[version]
 
     def checksum(self) -> int:
-        """Of the trainable parameters as they are now: equal on every rank, or the ranks have drifted apart."""
-        return self._policy.flat.checksum()
+        """Of what `weights` publishes now: equal on every rank, or the ranks have drifted apart."""
+        return self._drawing.checksum()
+
+    def result(self, version: int) -> Weights:
+        """What a run that ends here leaves, valid until the next update: the trained parameters, or their average."""
+        return (self._ema or self._policy.flat).publish(version)
+
+    @property
+    def _drawing(self) -> FlatParameters:
+        draws = self._config.rollout.weights == "ema"
+        return self._ema if draws and self._ema is not None else self._policy.flat
 
     def state(self, iteration: int) -> LearnerState:
         """A copy of all that training depends on, between two iterations; `weights(iteration)` was called."""
         published = self._published or {iteration: self._policy.flat.snapshot(iteration)}
         weights = tuple(published[version] for version in sorted(published))
         variances = {label: tuple(values) for label, values in self._variances.items()}
-        return LearnerState(self._updates, weights, self._moments(), variances)
+        ema = self._ema.snapshot(iteration) if self._ema is not None else None
+        return LearnerState(self._updates, weights, self._moments(), variances, ema)
 
     def _moments(self) -> Moments | None:
         if not self._updates:
@@ -97,6 +109,8 @@ class Learner:
             UserError: the state belongs to other parameters.
         """
         self._policy.flat.load(state.current.buffer)
+        if self._ema is not None:
+            self._ema.load(state.result.buffer)
         if self._config.rollout.max_staleness:
             self._published = {weights.version: weights for weights in state.weights}
         self._updates, self.accumulated = state.updates, 0
@@ -207,6 +221,9 @@ class Learner:
         self._optimizer.zero_grad()
         self._updates += 1
         self.accumulated = 0
+        if self._ema is not None:
+            decay = min(self._config.learner.ema_decay, (1 + self._updates) / (10 + self._updates))
+            self._ema.tensor.lerp_(self._policy.flat.tensor, 1 - decay)
         return UpdateReport(self._updates, norm, rate, time.perf_counter() - begin)
 
     def _loss_scale(self, parts: int) -> float:
@@ -238,7 +255,10 @@ class Learner:
     def _check_ratio(self, task: GroupTask, figures: dict[str, float]) -> None:
         gap = max((value for name, value in figures.items() if name.startswith(RATIO_GAP)), default=0.0)
         tolerance = self._objective.tolerance
-        on_policy = task.version * self._updates_per_iteration == self._updates
+        # Of an average that draws rho says how far it lags.
+        on_policy = (
+            self._drawing is self._policy.flat and task.version * self._updates_per_iteration == self._updates
+        )
         if on_policy and gap > tolerance:
             raise TrainingError(
                 f"{_name(task)}: before the first update the likelihood ratio is {gap:.1e} away from 1 (allowed "

@@ -52,8 +52,9 @@ class LocalExecutor:
         oldest = tasks[0].iteration - self._config.rollout.max_staleness
         self._groups = {task: group for task, group in self._groups.items() if task.iteration >= oldest}
         # With staleness, and so after a resume too, the tasks may name weights older than the learner's own.
-        stale = tasks[0].version != self._weights.version
-        if stale:
+        trained = None
+        if tasks[0].version != self._weights.version or self._config.rollout.weights == "ema":
+            trained = self._policy.flat.snapshot(self._weights.version)
             self._policy.flat.load(self._learner.weights(tasks[0].version).buffer)
         for task in tasks:
             rollout = self._objective.rollout(task)
@@ -61,8 +62,8 @@ class LocalExecutor:
             self._groups[task] = rollout, scores
             self._seconds[0] += rollout.seconds
             self._seconds[1] += scores.seconds
-        if stale:
-            self._policy.flat.load(self._weights.buffer)
+        if trained is not None:
+            self._policy.flat.load(trained.buffer)
 
     def accumulate(self, task: GroupTask) -> None:
         rollout, scores = self._groups[task]
@@ -80,7 +81,7 @@ class LocalExecutor:
         return self._groups[task][0].images
 
     def weights(self) -> Weights:
-        return self._weights
+        return self._learner.result(self._weights.version)
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         state = self._learner.state(iteration)

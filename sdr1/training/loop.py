@@ -59,7 +59,7 @@ class Executor(Protocol):
         """Images of a group of the latest submitted tasks, RGB, shape (G, H, W, 3), uint8; None if lost since."""
 
     def weights(self) -> Weights:
-        """The weights published last."""
+        """What a run leaves that ends with the weights published last."""
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         """Take the learner's state after `iteration` iterations; the result fetches it, in any thread, later."""

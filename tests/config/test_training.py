@@ -140,6 +140,24 @@ BAD = [
         [],
         ["learner.forward", "between [0.9, 0.1] must rise", "e.g. [0.02, 0.98]"],
     ),
+    (
+        "an average that is not there",
+        "rollout: {weights: ema}",
+        [],
+        ["rollout.weights: 'ema'", "set learner.ema_decay"],
+    ),
+    (
+        "stale and lagging",
+        "rollout: {weights: ema, max_staleness: 1}\nlearner: {ema_decay: 0.5}",
+        [],
+        ["rollout.max_staleness: 1", "set it to 0"],
+    ),
+    (
+        "a pull to nothing",
+        "learner: {objective: forward, forward: {old_weight: 1}}",
+        [],
+        ["learner.forward.old_weight: 1:", "set rollout.weights=ema"],
+    ),
     ("window outside", "policy: {steps: 4, noise_window: [0, 5]}", [], ["policy", "noise_window", "5", "4"]),
     (
         "window empty",

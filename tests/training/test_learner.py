@@ -13,6 +13,7 @@ from sdr1.base.records import GroupTask, Prompt, Scores
 from sdr1.method import ddim
 from sdr1.method.objective import group_advantages
 from sdr1.models.policy import Policy
+from sdr1.training import checkpoint
 from sdr1.training.learner import Learner
 from sdr1.training.objectives.grpo import Grpo
 
@@ -163,3 +164,28 @@ def test_the_norm_of_predictions_is_that_beside_the_bases(small, monkeypatch):
     monkeypatch.setattr(learner._objective, "tolerance", float("inf"))
     figures = learner.accumulate(task, trajectory, scores([0.1, 0.2, 0.6])).figures
     assert figures["prediction_norm"] == pytest.approx(1.07, rel=1e-4)
+
+
+def test_the_average_is_the_recursion_by_hand_and_goes_through_a_checkpoint(small, tmp_path):
+    config = small(
+        iterations=3,
+        prompts={"per_iteration": 1, "unsafe_share": None},
+        learner={"ema_decay": 0.24, "kl_weight": 0.0},
+    )
+    learner, policy, _, _ = learner_and_group(config)
+    average = policy.flat.tensor.double()
+    for update in range(1, 4):
+        task = GroupTask(0, update - 1, 0, UNSAFE, version=update - 1)
+        learner.accumulate(task, policy.chain(task, 3, with_reference=False)[1], scores([0.1, 0.3, 0.2]))
+        learner.step()
+        # (1 + n) / (10 + n), up to the decay that is asked for.
+        decay = (2 / 11, 0.24, 0.24)[update - 1]
+        average = decay * average + (1 - decay) * policy.flat.tensor.double()
+    found = learner.result(3)
+    assert np.abs(found.buffer.view(np.float32) - average.numpy()).max() < 1e-7
+    assert found.checksum != learner.weights(3).checksum, "drawn by what is trained"
+    state = checkpoint.load(checkpoint.save(tmp_path, learner.state(3), config, {})).state
+    assert (state.result.checksum, state.current.checksum) == (found.checksum, learner.weights(3).checksum)
+    other = Learner(config)
+    other.restore(state)
+    assert other.result(3).checksum == found.checksum

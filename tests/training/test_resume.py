@@ -39,16 +39,23 @@ def resumed(config, **changes):
     return validate(values)
 
 
-FORWARD = {"solver": "DDPMScheduler", "noise_window": None}
+FORWARD = {
+    "policy": {"solver": "DDPMScheduler", "noise_window": None},
+    "rollout": {"group_size": 3, "weights": "ema"},
+    "learner": {"objective": "forward", "advantage_scale": "pooled", "ema_decay": 0.5},
+}
 
 
-@pytest.mark.parametrize(("staleness", "policy"), [(0, {}), (1, {}), (1, FORWARD)])
-def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, staleness, policy):
-    options = {
-        "policy": policy,
-        "rollout": {"group_size": 3, "max_staleness": staleness},
-        "learner": {"advantage_scale": "pooled", "objective": "forward" if policy else "grpo"},
-    }
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learner": {"advantage_scale": "pooled"}},
+        {"learner": {"advantage_scale": "pooled"}, "rollout": {"group_size": 3, "max_staleness": 1}},
+        FORWARD,
+    ],
+    ids=["on-policy", "stale", "forward, drawn by an average"],
+)
+def test_stopped_and_resumed_equals_undisturbed(small, tmp_path, options):
     whole = train(small(4, run={"directory": str(tmp_path / "whole")}, **options), local=True)
     config = small(2, **options)
     first = train(config, local=True)

@@ -88,6 +88,7 @@ class Forward:
             loss = forward.bounded_loss(prediction, old, noise, advantages, weight, bound, options.strength)
         seen = {"error": error.detach()}
         if experience.old is not None:
+            loss = loss + options.old_weight * weight * forward.denoising_error(prediction, old)
             seen["log_ratio"] = weight * (old_error - seen["error"])
         if experience.reference is not None:
             base = torch.from_numpy(experience.reference[k, g]).to(device)

@@ -99,7 +99,7 @@ class Checkpointer:
         values = self._values(self._facts())
         for folder in sorted(values, key=lambda folder: values[folder], reverse=True):
             try:
-                return checkpoint.load(folder).state.current
+                return checkpoint.load(folder).state.result
             except UserError as error:
                 _log.warning("%s; taking the next best", error)
         return None

@@ -106,6 +106,10 @@ class LearnerActor(Actor):
         weights = self._learner.weights(version)
         return weights, weights.checksum
 
+    def result(self, version: int) -> Weights:
+        """What a run that ends here leaves."""
+        return self._learner.result(version)
+
     def checksum(self) -> int:
         """Of this rank's parameters now."""
         return self._learner.checksum()

@@ -159,7 +159,10 @@ class RayExecutor:
             return None
 
     def weights(self) -> Weights:
-        return self._learned([self._versions[max(self._versions)].weights])[0]
+        version = max(self._versions)
+        if self._config.learner.ema_decay:
+            return self._learned([self._learner.first.result(version)])[0]
+        return self._learned([self._versions[version].weights])[0]
 
     def snapshot(self, iteration: int) -> Callable[[], LearnerState]:
         ref = self._learner.first.state(iteration)

@@ -62,6 +62,9 @@ class LearnerHandle(Handle):
     def publish(self, version: int) -> tuple[Ref[Weights], Ref[int]]:
         return self._actor.publish.options(num_returns=2).remote(version)
 
+    def result(self, version: int) -> Ref[Weights]:
+        return self._actor.result.remote(version)
+
     def checksum(self) -> Ref[int]:
         return self._actor.checksum.remote()
 

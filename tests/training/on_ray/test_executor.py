@@ -14,8 +14,9 @@ from sdr1.training.run import train
 
 FORWARD = {
     "policy": {"solver": "EulerAncestralDiscreteScheduler", "noise_window": None},
-    # Two updates an iteration: what the weights that drew predict is shipped.
-    "learner": {"objective": "forward", "groups_per_update": 1},
+    # An average that lags draws, and what it predicts is shipped.
+    "learner": {"objective": "forward", "ema_decay": 0.5},
+    "rollout": {"group_size": 3, "weights": "ema"},
 }
 
 
@@ -26,7 +27,8 @@ FORWARD = {
 )
 def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers, options):
     local = train(small(2, run={"directory": str(tmp_path / "local")}, **options), local=True)
-    config = small(2, run={"directory": str(tmp_path / "ray")}, rollout={"workers": workers}, **options)
+    rollout = {"group_size": 3, **options.get("rollout", {}), "workers": workers}
+    config = small(2, **{**options, "run": {"directory": str(tmp_path / "ray")}, "rollout": rollout})
     ray = train(config)
     assert ray.weights_sha256 == local.weights_sha256
     assert json.loads((tmp_path / "ray" / "summary.json").read_text())["weights_sha256"] == ray.weights_sha256
