@@ -37,7 +37,7 @@ class Drift:
 
     def drifted(self, done: int) -> dict[str, str]:
         """Metrics that have drifted after so many iterations, and what is said of them."""
-        found = {}
+        found: dict[str, str] = {}
         for name in ("prediction_norm", "brightness", "saturation", "monitor_gap"):
             values = [row[name] for row in self._journal.rows[:done] if name in row]
             if len(values) < SPAN:
