@@ -12,7 +12,6 @@ import typer
 
 from sdr1.base.errors import Terminated, TrainingError, UserError
 from sdr1.base.extras import missing
-from sdr1.base.plain_data import shown
 from sdr1.cli import config, prompts, sandbox
 from sdr1.cli.evaluation import evaluate, judge, report
 from sdr1.cli.training import doctor, export, plan, sample, train
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         place = error.filename2 or error.filename or "disk"
         if error.errno not in _MENDABLE or (place == "disk" and error.errno not in _FULL):
             raise
-        return _fail(f"{shown(str(place))}: {error.strerror}; {_MENDABLE[error.errno]}", 2)
+        return _fail(f"{_short(str(place))}: {error.strerror}; {_MENDABLE[error.errno]}", 2)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
@@ -86,10 +85,14 @@ def _usage(error: Any) -> str:
     if wrong := re.fullmatch(r"Invalid value for '(.+?)': (?:Value error, )?(.*)", told, re.DOTALL):
         field, problem = wrong.groups()
         given = error.__cause__.errors()[0]["input"] if hasattr(error.__cause__, "errors") else None
-        value = "" if given is None or repr(given) in problem else f"{shown(given)}: "
+        value = "" if given is None or repr(given) in problem else f"{_short(repr(given))}: "
         told = f"{field}: {value}{problem}"
     command = error.ctx.command_path if error.ctx else "sdr1"
     return f"{told}; see `{command} --help`" if told else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:150]} ... ({len(text)} letters)"
 
 
 def _fail(told: str, code: int) -> int:

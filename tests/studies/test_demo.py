@@ -16,6 +16,7 @@ from PIL import Image
 
 from sdr1 import cli
 from sdr1.base.errors import Terminated
+from sdr1.base.process import end_with_parent
 from sdr1.base.records import LearnerState, Weights
 from sdr1.config.training import Config
 from sdr1.evaluation.sandbox_rows import DEPLOYED
@@ -298,8 +299,9 @@ def test_both_models_are_judged_in_processes_of_their_own(monkeypatch: pytest.Mo
     calls: list[tuple] = []
 
     class Pool:
-        def __init__(self, size: int, mp_context: Any) -> None:
+        def __init__(self, size: int, mp_context: Any, initializer: Any) -> None:
             assert mp_context.get_start_method() == "spawn"
+            assert initializer is end_with_parent
 
         def __enter__(self) -> Pool:
             return self
