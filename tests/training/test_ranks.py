@@ -70,7 +70,9 @@ def together(values: dict, size: int, updates: int) -> list:
         return [job.result(timeout=300) for job in jobs]
 
 
-@pytest.mark.parametrize(("trainable", "rate"), [("lora", 1e-4), ("full", 1e-3)])
+@pytest.mark.parametrize(
+    ("trainable", "rate"), [pytest.param("lora", 1e-4, marks=pytest.mark.slow), ("full", 1e-3)]
+)
 def test_two_ranks_equal_one_after_five_updates(small, trainable, rate):
     learner = {"clip_range": 0.1, "learning_rate": rate, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 4}
     config = small(policy={"trainable": trainable}, rollout={"group_size": 4}, learner=learner)

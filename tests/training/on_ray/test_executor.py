@@ -20,9 +20,12 @@ FORWARD = {
 }
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("workers", "options"),
-    [(1, {}), (3, {}), pytest.param(1, FORWARD, marks=pytest.mark.slow), (3, FORWARD)],
+    [pytest.param(1, {}, marks=SLOW), (3, {}), pytest.param(1, FORWARD, marks=SLOW), (3, FORWARD)],
     ids=["1", "3", "1 forward", "3 forward"],
 )
 def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers, options):
@@ -37,7 +40,9 @@ def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers, optio
     assert untrained.weights_sha256 != local.weights_sha256
 
 
-@pytest.mark.parametrize("victim", ["rollout", "reward", "learner"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param("rollout", marks=SLOW), pytest.param("reward", marks=SLOW), "learner"]
+)
 def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim):
     config = small(iterations=4, run={"directory": str(tmp_path / "ray")}, rollout={"workers": 2})
     undisturbed = train(small(iterations=4, run={"directory": str(tmp_path / "local")}), local=True)

@@ -7,10 +7,12 @@ import threading
 import time
 
 import psutil
+import pytest
 
 from sdr1.training.run import train
 
 
+@pytest.mark.slow
 def test_the_death_of_a_rank_restarts_all_of_them(small, tmp_path):
     def config(name):
         return small(4, run={"directory": str(tmp_path / name)}, learner={"ranks": 2})

@@ -266,7 +266,12 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("role", "method"), [("rollout", "rollout"), ("reward", "score"), ("learner", "step")]
+    ("role", "method"),
+    [
+        pytest.param("rollout", "rollout", marks=pytest.mark.slow),
+        pytest.param("reward", "score", marks=pytest.mark.slow),
+        ("learner", "step"),
+    ],
 )
 def test_a_frozen_worker_is_replaced_after_its_deadline(tmp_path, role, method):
     roles = roles_of()
