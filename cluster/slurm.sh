@@ -14,7 +14,8 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# sed reads to the end: a reader that stops early would end the job, by pipefail, without a word.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 # A token of this job's own: without it others on the network could run code on its nodes.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
