@@ -142,7 +142,7 @@ def test_the_script_is_what_slurm_ray_and_sdr1_understand(tmp_path: Path) -> Non
         ('sdr1 "$@" --ray', "sdr1 $@ --ray"),
         ("sdr1 doctor", "sdr1 docter"),
         ("wait $!", "wait"),
-        ("head -n 1)", "head -n 1"),
+        ("sed -n 1p)", "sed -n 1p"),
     ],
 )
 def test_a_mistake_in_the_script_is_caught(right: str, wrong: str, tmp_path: Path) -> None:
