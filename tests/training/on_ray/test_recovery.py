@@ -200,7 +200,12 @@ def test_the_death_of_an_old_copy_touches_nothing_that_was_made_since(tmp_path):
                 self.old.append(group_of(executor, 1, 4))
                 executor._learner.kill()
             # A group that was on its way when the learner was killed may come before its death is noticed.
-            elif at == (1, 2) and self.old and group_of(executor, 1, 4) is not self.old[0] and not fatal.exists():
+            elif (
+                at == (1, 2)
+                and self.old
+                and group_of(executor, 1, 4) is not self.old[0]
+                and not fatal.exists()
+            ):
                 while (group_of(executor, 1, 4)).state is not State.SCORED:
                     executor._wait()
                 fatal.touch()
