@@ -18,6 +18,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+# Before xdist's own, which reads the mark.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores."""
     for item in items:
