@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection, wait
 
 import torch
 
@@ -33,16 +34,17 @@ def pause(seconds: float) -> None:
         time.sleep(min(left, 0.2))
 
 
-def end_with_parent() -> None:
-    """In a child of `multiprocessing`: end with the parent, also when it was killed in the middle of the child's work."""
+def end_with_parent(*lifelines: Connection) -> None:
+    """In a child of `multiprocessing`: end with the parent, also when it was killed in the middle of the child's work, or
+    when it closes its end of a lifeline."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
+    def end() -> None:
+        wait([parent.sentinel, *lifelines])
+        os._exit(0)
 
-    threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=end, daemon=True).start()
 
 
 def prepare_process(threads: int) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 
 import numpy as np
 
 from sdr1.base.errors import UserError, reason
-from sdr1.base.process import pause, prepare_process
+from sdr1.base.process import end_with_parent, pause, prepare_process
 from sdr1.config.training import Config
 from sdr1.evaluation.rows import Record
 from sdr1.evaluation.sandbox import speaks
@@ -90,23 +87,13 @@ class Evaluator:
         context = get_context("spawn")
         theirs, self._lifeline = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            1, mp_context=context, initializer=_end_with_parent, initargs=(theirs,)
+            1, mp_context=context, initializer=end_with_parent, initargs=(theirs,)
         )
 
     def _stop(self) -> None:
         """The child ends now, also in the middle of its work."""
         self._lifeline.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _end_with_parent(lifeline: Connection) -> None:
-    """End this process when the other end of the pipe closes: by hand, or because the parent was killed."""
-
-    def wait() -> None:
-        lifeline.poll(None)
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def check(config: Config) -> None:
