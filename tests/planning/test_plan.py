@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sdr1 import cli
 from sdr1.base.errors import UserError
-from sdr1.base.records import GroupTask, Prompt, Scores
-from sdr1.config.training import validate
+from sdr1.base.records import GroupTask, Prompt, Rollout, Scores
+from sdr1.config.training import Config, validate
 from sdr1.models.policy import Policy
 from sdr1.planning.costs import count_flops
 from sdr1.planning.plan import lines, plan
@@ -18,7 +19,26 @@ from sdr1.planning.shapes import shapes
 from sdr1.training.learner import Learner
 from sdr1.training.objectives.forward import Forward
 from sdr1.training.objectives.grpo import Grpo
+from sdr1.training.objectives.objective import Objective
 from tests import tiny
+
+
+def does_the_planned_flops(
+    config: Config, found: dict[str, Any], objective: type[Objective]
+) -> tuple[Rollout, Learner]:
+    """Draws a group of three and learns from it; what was drawn, and the learner."""
+    policy = Policy(config.policy, seed=0, reference=True)
+    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
+    with count_flops() as rollout:
+        made = objective(config, policy).rollout(task)
+    learner = Learner(config, policy)
+    with count_flops() as learning:
+        learner.accumulate(task, made.experience, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
+    necessary = found["flops"]["per_image"]
+    assert necessary["rollout"] > 0
+    assert 0.95 <= rollout.get_total_flops() / (3 * necessary["rollout"]) <= 1.05
+    assert 0.95 <= learning.get_total_flops() / (3 * necessary["learner"]) <= 1.05
+    return made, learner
 
 
 @pytest.mark.parametrize(
@@ -32,17 +52,7 @@ def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, t
         learner={"kl_on": "all", "kl_weight": 1.0},
     )
     found = plan(config)
-    policy = Policy(config.policy, seed=0, reference=True)
-    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
-    with count_flops() as rollout:
-        made = Grpo(config, policy).rollout(task)
-    learner = Learner(config, policy)
-    with count_flops() as learning:
-        learner.accumulate(task, made.experience, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
-    necessary = found["flops"]["per_image"]
-    assert necessary["rollout"] > 0
-    assert 0.95 <= rollout.get_total_flops() / (3 * necessary["rollout"]) <= 1.05
-    assert 0.95 <= learning.get_total_flops() / (3 * necessary["learner"]) <= 1.05
+    made, learner = does_the_planned_flops(config, found, Grpo)
     moved, held = found["bytes_per_iteration"], made.experience
     assert moved["weights_published"] == learner.weights(0).buffer.nbytes
     assert moved["images"] == made.images.nbytes
@@ -60,16 +70,7 @@ def test_a_run_on_the_forward_process_does_what_is_planned(small):
         learner={"objective": "forward", "groups_per_update": 1, "kl_on": "all"},
     )
     found = plan(config)
-    policy = Policy(config.policy, seed=0, reference=True)
-    task = GroupTask(0, 0, 0, Prompt("a red circle", "safe"), 0)
-    with count_flops() as rollout:
-        made = Forward(config, policy).rollout(task)
-    learner = Learner(config, policy)
-    with count_flops() as learning:
-        learner.accumulate(task, made.experience, Scores(np.array([0.1, 0.2, 0.6], np.float32), None, 0.0))
-    necessary = found["flops"]["per_image"]
-    assert 0.95 <= rollout.get_total_flops() / (3 * necessary["rollout"]) <= 1.05
-    assert 0.95 <= learning.get_total_flops() / (3 * necessary["learner"]) <= 1.05
+    made, _ = does_the_planned_flops(config, found, Forward)
     # Of two groups.
     moved, held = found["bytes_per_iteration"], made.experience
     assert moved["final_latents"] == 2 * held.latents.nbytes
