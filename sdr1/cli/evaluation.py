@@ -62,9 +62,13 @@ def evaluate(
         raise UserError(
             f"--suite: {str(suite)!r}: {protocol} is one protocol; use `sdr1 evaluate suite`, or drop it"
         )
+    from sdr1.base.plain_data import read_as
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
+    from sdr1.evaluation.folder import RESULT
     from sdr1.evaluation.place import Place
+    from sdr1.evaluation.result import Result
+    from sdr1.training.observers.tracking.outcome import measured
 
     place, values = Place(local, ray_address, against), from_overrides(overrides or [])
     folder = out or Path("outputs/evaluation") / protocol
@@ -73,11 +77,12 @@ def evaluate(
 
         entries = suites.EVERY_PROTOCOL if suite is None else suites.read(suite)
         listed = suites.suite(entries, model, folder, values, place)["evaluations"]
-        results = {each["name"]: folder / each["directory"] for each in listed}
+        results = {each["name"]: read_as(Result, folder / each["directory"] / RESULT) for each in listed}
     else:
-        _print_figures(runner.evaluate(protocol, model, folder, values, place))
-        results = {protocol: folder}
-    _track(model, results)
+        results = {protocol: runner.evaluate(protocol, model, folder, values, place)}
+        _print_figures(results[protocol])
+    for name, result in results.items():
+        measured(model, name, result)
     print(f"written to {folder}")
 
 
@@ -125,17 +130,6 @@ def report(
     from sdr1.report.page import write
 
     print(write(sources, out))
-
-
-def _track(model: str, folders: dict[str, Path]) -> None:
-    """Add evaluations to the MLflow run of the run that the model is of, if it is of one."""
-    from sdr1.base.plain_data import read_as
-    from sdr1.evaluation.folder import RESULT
-    from sdr1.evaluation.result import Result
-    from sdr1.training.observers.tracking.outcome import measured
-
-    for name, folder in folders.items():
-        measured(model, name, read_as(Result, folder / RESULT))
 
 
 def _print_figures(result: Result) -> None:
