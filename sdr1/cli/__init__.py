@@ -6,10 +6,11 @@ import errno
 import logging
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from sdr1 import __version__
 from sdr1.base.errors import Terminated, TrainingError, UserError
 from sdr1.base.extras import missing
 from sdr1.cli import config, prompts, sandbox
@@ -29,6 +30,21 @@ for command in (train, report, evaluate, judge, plan, doctor, export, sample):
 app.add_typer(config.app, name="config")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(sandbox.app, name="sandbox")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sdr1 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 _Usage: Any = typer.BadParameter.__base__

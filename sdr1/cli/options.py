@@ -12,7 +12,9 @@ from sdr1.base.errors import UserError
 MOST_SEED = 2**63 - 1
 MOST_ROW_SEED = 9_000_000_000_000
 """As `sdr1.config.evaluation` has it, whose libraries a help text does not wait for."""
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, e.g. configs/sandbox.yaml")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, or a preset's name, e.g. sandbox.yaml")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. learner.learning_rate=2e-5"),

@@ -17,7 +17,7 @@ PRESETS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file over those that it extends, apply `section.key=value` overrides, validate.
+    """Read a YAML file, or the preset of that name, over those that it extends; apply overrides; validate.
 
     Raises:
         UserError: a file, an override or a value is wrong; the message names field, value and fix.
@@ -33,7 +33,7 @@ def load_with_sources(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     """
     from omegaconf import OmegaConf
 
-    changes, path = parse_overrides(overrides), Path(path)
+    changes, path = parse_overrides(overrides), _preset_or_file(Path(path))
     layers = [*_layers(path), ("override", changes)]
     try:
         values = OmegaConf.to_container(OmegaConf.merge(*(held for _, held in layers)), resolve=True)
@@ -102,11 +102,23 @@ def _find(base: Any, file: Path) -> Path:
     for folder in (file.parent, PRESETS):
         if isinstance(base, str) and os.path.isfile(folder / base):
             return folder / base
-    presets = ", ".join(sorted(each.name for each in PRESETS.glob("*.yaml")))
     raise UserError(
         f"extends: {shown(base)}: no such file beside {file}, nor a preset; give a path from {file.parent}, or one of "
-        f"{presets}"
+        f"{_presets()}"
     )
+
+
+def _preset_or_file(path: Path) -> Path:
+    """The file; where there is none, the preset that a name without a folder means."""
+    if len(path.parts) == 1 and not path.exists() and (PRESETS / path).is_file():
+        return PRESETS / path
+    if not path.is_file():
+        raise UserError(f"CONFIG: no file {path}; give a YAML file, or one of {_presets()}")
+    return path
+
+
+def _presets() -> str:
+    return ", ".join(sorted(each.name for each in PRESETS.glob("*.yaml")))
 
 
 def _within(key: str, section: str) -> bool:

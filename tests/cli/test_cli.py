@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import resource
 import subprocess
@@ -138,6 +139,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert line.startswith("error: ")
     for part in parts:
         assert part in line
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sdr1 {importlib.metadata.version('sdr1')}\n"
 
 
 def test_nothing_given_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,15 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     assert load(path, ["policy.noise_window=null"]).policy.noise_window is None
 
 
+def test_a_name_without_a_file_is_a_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("sandbox.yaml") == load(PRESETS / "sandbox.yaml")
+    write(tmp_path, "seed: 7\n", "sandbox.yaml")
+    assert load("sandbox.yaml").seed == 7, "a file that is there wins"
+    with pytest.raises(UserError, match="CONFIG: no file elsewhere/sandbox.yaml"):
+        load("elsewhere/sandbox.yaml")
+
+
 def test_missing_file_folder_and_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "pipe.yaml"):
