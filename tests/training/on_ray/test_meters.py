@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.util import metrics
 
 from sdr1.base.records import GroupTask, LearnerState, Prompt, UpdateReport, Usage, Weights
 from sdr1.prompts import stream as prompts
@@ -149,14 +151,23 @@ def port() -> Iterator[int]:
         address="local", num_cpus=3, include_dashboard=False, log_to_driver=False,
         _system_config={"metrics_report_interval_ms": 500},
     )  # fmt: skip
-    yield ray.nodes()[0]["MetricsExportPort"]
+    port = ray.nodes()[0]["MetricsExportPort"]
+    # Ray sends a gauge once each time it is set: what comes before the node's agent listens is never seen.
+    probe, end = metrics.Gauge("sdr1_probe", "", ("run",)), time.monotonic() + 60
+    while "ray_sdr1_probe" not in exported(port) and time.monotonic() < end:
+        probe.set(1.0, {"run": "probe"})
+        time.sleep(0.2)
+    yield port
     ray.shutdown()
 
 
 def exported(port: int) -> dict[str, list[dict[str, str]]]:
-    """What is scraped: the tags of every sample of ours, by name."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    """What is scraped: the tags of every sample of ours, by name; nothing where nobody listens yet."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    except urllib.error.URLError:
+        return {}
     found: dict[str, list[dict[str, str]]] = {}
     for name, tags in re.findall(r"^(ray_sdr1_\w+)\{(.*)\} ", text, re.MULTILINE):
         found.setdefault(name, []).append(dict(re.findall(r'(\w+)="([^"]*)"', tags)))
