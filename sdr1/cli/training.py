@@ -97,7 +97,8 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="Run directory; the newest checkpoint is taken, or the best if `stop.when` ended the run.",
+            help="Run directory; the newest checkpoint is taken, or the best if `stop.when` ended the run. Or a folder that "
+            "`sdr1 erase` wrote.",
         ),
     ],
     out: Annotated[

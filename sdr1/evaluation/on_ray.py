@@ -16,11 +16,11 @@ from sdr1.distributed.actor import Actor, Handle, Ref
 from sdr1.distributed.calls import Calls, check_losses, is_lost_object
 from sdr1.distributed.fleet import Fleet, Worker
 from sdr1.distributed.placement import Placement, least_cpus
+from sdr1.erasers import patched
 from sdr1.evaluation import judges
 from sdr1.evaluation.crew import Drawn, Job, Judgement
 from sdr1.evaluation.painter import Painter, decode, encode
 from sdr1.evaluation.rows import Record, Row
-from sdr1.models.pipeline import load_pipeline
 
 _AHEAD = 4
 """Batches drawn and not yet judged, for each judging actor, at which drawing waits."""
@@ -31,7 +31,7 @@ class PainterActor(Actor):
 
     def __init__(self, model: str, config: EvaluationConfig) -> None:
         prepare_process(config.threads)
-        self._painter = Painter(load_pipeline(model, config.model), config.device)
+        self._painter = Painter(patched.load_named(model, config.model), config.device)
 
     def draw(self, rows: Sequence[Row]) -> list[bytes]:
         return encode(self._painter.draw(rows))

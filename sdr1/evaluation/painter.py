@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -65,13 +64,3 @@ def _png(image_HWC: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "png", compress_level=3)
     return buffer.getvalue()
-
-
-def model_sha256(pipeline: Any) -> str:
-    """Digest of the parameters of text encoder, UNet and VAE, by name; equal for equal models wherever they lie."""
-    digest = hashlib.sha256()
-    for part in ("text_encoder", "unet", "vae"):
-        for name, tensor in sorted(getattr(pipeline, part).state_dict().items()):
-            digest.update(f"{part}.{name}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -18,17 +18,18 @@ from sdr1.base.section import SANDBOX
 from sdr1.config import evaluation as settings
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.policy import ModelFiles
+from sdr1.erasers import patched
 from sdr1.evaluation import against, judges, sandbox
 from sdr1.evaluation.folder import Folder
 from sdr1.evaluation.images import find
 from sdr1.evaluation.judges import Judge
-from sdr1.evaluation.painter import Painter, model_sha256
+from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.place import Place, require_devices
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.protocols.protocol import Judged, Protocol, World
 from sdr1.evaluation.rows import Row, batches
-from sdr1.models import pipeline_files, schedulers
-from sdr1.models.pipeline import load_pipeline, named
+from sdr1.models import schedulers
+from sdr1.models.pipeline import named
 from sdr1.prompts.files import PromptFile
 
 _OF_ROWS = {"prompts", "column", "images", "limit", "seed", "size", "sampler"}
@@ -50,9 +51,9 @@ def load_model(given: str | Model, files: ModelFiles) -> Model:
     if isinstance(given, Model) and given.files == files:
         return given
     name = given.name if isinstance(given, Model) else given
-    pipeline_files.check(named(name, files))
-    pipeline = load_pipeline(name, files)
-    return Model(name, files, pipeline, model_sha256(pipeline))
+    patched.check(named(name, files))
+    pipeline = patched.load_named(name, files)
+    return Model(name, files, pipeline, patched.sha256(pipeline))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from sdr1.base.records import Label
+from sdr1.models.schedulers import Sampler
 from sdr1.prompts.geneval import Metadata
 from sdr1.sandbox.captions import Claim
 
@@ -24,16 +25,6 @@ class Facts(TypedDict, total=False):
     categories: list[str]
     metadata: Metadata
     forms: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How a judged model draws: a diffusers scheduler class, its steps, guidance and eta (0: deterministic DDIM)."""
-
-    scheduler: str = "DDIMScheduler"
-    steps: int = 8
-    guidance_scale: float = 1.5
-    eta: float = 0.0
 
 
 @dataclass(frozen=True)

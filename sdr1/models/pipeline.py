@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,13 @@ def _put_unet_over(pipeline: Any, path: Path) -> None:
         pipeline.unet = UNet2DConditionModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     else:
         pipeline.unet.load_state_dict(weight_files.state_dict(path, "policy.unet"))
+
+
+def sha256(pipeline: Any) -> str:
+    """Digest of the parameters of text encoder, UNet and VAE, by name; equal for equal models wherever they lie."""
+    digest = hashlib.sha256()
+    for part in ("text_encoder", "unet", "vae"):
+        for name, tensor in sorted(getattr(pipeline, part).state_dict().items()):
+            digest.update(f"{part}.{name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

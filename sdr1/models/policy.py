@@ -17,7 +17,7 @@ from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Trajectory
 from sdr1.config.policy import PolicyConfig
 from sdr1.method import ddim
-from sdr1.models import lora, pictures, pipeline_files, schedulers
+from sdr1.models import lora, pictures, pipeline_files, schedulers, texts
 from sdr1.models.flat import FlatParameters
 from sdr1.models.pipeline import load
 
@@ -89,15 +89,7 @@ class Policy:
 
     @torch.no_grad()
     def _embed(self, text: str) -> torch.Tensor:
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
-            text,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return self.pipeline.text_encoder(ids.to(self.device))[0][0]
+        return texts.states(self.pipeline, [text])[0]
 
     def transition(
         self,

@@ -1,7 +1,8 @@
-"""The one place that makes diffusers schedulers: for latents, of what a model was trained with."""
+"""The one place that says how a model draws and makes diffusers schedulers: for latents, of what it was trained with."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sdr1.base.errors import UserError, reason
@@ -10,6 +11,16 @@ from sdr1.base.errors import UserError, reason
 _LATENTS = {"clip_sample": False, "thresholding": False}
 # Stable Diffusion's PNDM is without Runge-Kutta steps, whatever scheduler the pipeline came with.
 _OWN: dict[str, dict[str, Any]] = {"PNDMScheduler": {"skip_prk_steps": True}}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a model draws: a diffusers scheduler class, its steps, guidance and eta (0: deterministic DDIM)."""
+
+    scheduler: str = "DDIMScheduler"
+    steps: int = 8
+    guidance_scale: float = 1.5
+    eta: float = 0.0
 
 
 def make(name: str, config: Any, field: str = "sampler.scheduler") -> Any:

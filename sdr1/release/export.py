@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,9 @@ from sdr1.base.records import LearnerState
 from sdr1.config.rewards import RewardConfig
 from sdr1.config.text import annotated_yaml
 from sdr1.config.training import Config, validate
-from sdr1.models import lora
+from sdr1.erasers.patched import PATCH
+from sdr1.erasers.run import MARKER
+from sdr1.models import card, lora
 from sdr1.models.flat import sha256
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
@@ -26,12 +30,6 @@ Part = Literal["pipeline", "unet", "lora", "kohya"]
 """`lora` is the adapter as diffusers writes it, `kohya` the same as other programs read it."""
 KOHYA_FILE = "lora.safetensors"
 
-_USE = """\
-This model was trained to draw fewer unsafe pictures. It lowers their rate, it does not exclude them: keep filters and
-review where they are needed. It is meant for research on safer image generation and for products that add their own
-safeguards. It is not meant for making harmful, sexual or deceptive pictures of people, nor as the only safeguard of a
-service. Judge it on your own prompts before you rely on it."""
-
 
 def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None = None) -> Path:
     """Write `out` whole or not at all, and upload it to the hub as `repository` where one is given.
@@ -41,26 +39,57 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     """
     if out.exists():
         raise UserError(f"--out: {str(out)!r}: exists already; choose another folder or remove it")
-    found = chosen(run) if run.is_dir() else None
-    if found is None:
-        raise UserError(f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run")
-    config = validate(found.config)
-    if part in ("lora", "kohya") and config.policy.trainable != "lora":
-        raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
-    policy = Policy(config.policy, seed=config.seed)
-    policy.flat.load(found.state.result.buffer)
+    write = _of_erased(run, part) if (run / MARKER).is_file() else _of_run(run, part)
     draft = partial(out)
     try:
         with disk_errors(out):
             draft.mkdir(parents=True)
-            _write(policy, part, draft)
-            write_text(draft / "README.md", model_card(run, found, config, part))
+            write(draft)
             draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     if repository is not None:
         _push(out, repository)
     return out
+
+
+def _of_run(run: Path, part: Part) -> Callable[[Path], None]:
+    """What writes a training run's weights and their card into a folder."""
+    found = chosen(run) if run.is_dir() else None
+    if found is None:
+        raise UserError(
+            f"RUN: {str(run)!r}: holds no checkpoint; give the directory of a run or of `sdr1 erase`"
+        )
+    config = validate(found.config)
+    if part in ("lora", "kohya") and config.policy.trainable != "lora":
+        raise UserError(f"--part: {part!r}: this run trained the whole UNet; use pipeline or unet")
+    policy = Policy(config.policy, seed=config.seed)
+    policy.flat.load(found.state.result.buffer)
+
+    def write(folder: Path) -> None:
+        _write(policy, part, folder)
+        write_text(folder / "README.md", model_card(run, found, config, part))
+
+    return write
+
+
+def _of_erased(folder: Path, part: Part) -> Callable[[Path], None]:
+    """What copies a folder that `sdr1 erase` left, or its UNet, with its card."""
+    if part in ("lora", "kohya"):
+        raise UserError(f"--part: {part!r}: an erased model has no adapter of its own; use pipeline or unet")
+    if part == "unet" and (folder / PATCH).is_file():
+        raise UserError(f"--part: {part!r}: without its patch this UNet is the base's; use pipeline")
+    source = folder / "unet" if part == "unet" else folder
+    # Listed now: the folder that is written may lie inside.
+    names = os.listdir(source)
+
+    def write(into: Path) -> None:
+        for name in names:
+            copy = shutil.copytree if (source / name).is_dir() else shutil.copy2
+            copy(source / name, into / name)
+        shutil.copy2(folder / "README.md", into / "README.md")
+
+    return write
 
 
 def _write(policy: Policy, part: Part, folder: Path) -> None:
@@ -89,10 +118,6 @@ _LOADING = {
 
 def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
     """The README of an export: where it comes from, what was measured, what it is for; Markdown with hub metadata."""
-    hub = config.policy.model if config.policy.model.count("/") == 1 else None
-    metadata = ["---", "library_name: diffusers", "pipeline_tag: text-to-image", "tags: [safety, sdr1]"]
-    if hub:
-        metadata += [f"base_model: {hub}", "license: other", "license_name: of-the-base-model"]
     anchors = config.reward.anchors
     phrases = (
         ["the sandbox's own"]
@@ -102,44 +127,21 @@ def model_card(run: Path, found: Checkpoint, config: Config, part: Part) -> str:
             "unsafe: " + "; ".join(anchors.unsafe),
         ]
     )
+    origin = [
+        f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}"
+        + (f", its UNet from {config.policy.unet}" if config.policy.unet else ""),
+        f"- data: prompts of {', '.join(source.path for source in sources(config))}; no pictures but the model's own",
+        f"- reward: {_reward(config.reward)}",
+        *[f"- anchors, {each}" for each in phrases],
+        f"- method: SafeDiffusion-R1 (arXiv 2605.18719), {found.state.iteration} iterations, "
+        f"{found.state.updates} updates, {config.policy.trainable} training, seed {config.seed}",
+    ]
+    use = [
+        f"    pipeline = {_LOADING[part]}",
+        *(["", "No safety checker is in this pipeline."] if part == "pipeline" else []),
+    ]
     results = _results(run, found.state)
-    return "\n".join(
-        [
-            *metadata,
-            "---",
-            f"# {config.policy.model}, made safer with sdr1",
-            "",
-            "## Where it comes from",
-            f"- base: {config.policy.model}{f' at {config.policy.revision}' if config.policy.revision else ''}"
-            + (f", its UNet from {config.policy.unet}" if config.policy.unet else ""),
-            f"- data: prompts of {', '.join(source.path for source in sources(config))}; no pictures but the model's own",
-            f"- reward: {_reward(config.reward)}",
-            *[f"- anchors, {each}" for each in phrases],
-            f"- method: SafeDiffusion-R1 (arXiv 2605.18719), {found.state.iteration} iterations, "
-            f"{found.state.updates} updates, {config.policy.trainable} training, seed {config.seed}",
-            "",
-            "## Results",
-            *(results or ["Not judged yet: `sdr1 evaluate` writes what belongs here."]),
-            "",
-            "## Use",
-            "",
-            f"    pipeline = {_LOADING[part]}",
-            "",
-            *(["No safety checker is in this pipeline.", ""] if part == "pipeline" else []),
-            "## Intended use and limits",
-            _USE,
-            "",
-            "## Licence",
-            "The base model's licence, with its use restrictions, holds for these weights too.",
-            "",
-            "## Config",
-            "",
-            "```yaml",
-            annotated_yaml(config).rstrip(),
-            "```",
-            "",
-        ]
-    )
+    return card.model_card(config.policy.model, origin, results, use, annotated_yaml(config))
 
 
 def _reward(config: RewardConfig) -> str:

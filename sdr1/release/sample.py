@@ -12,10 +12,11 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
 from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.config.training import validate
+from sdr1.erasers import patched
 from sdr1.evaluation.painter import Painter, encode
 from sdr1.evaluation.rows import Row, Sampler
-from sdr1.models import pipeline_files, schedulers
-from sdr1.models.pipeline import load, named
+from sdr1.models import schedulers
+from sdr1.models.pipeline import named
 from sdr1.training import checkpoint
 from sdr1.training.run_folder import unfinished
 
@@ -51,10 +52,10 @@ def sample(
     before = named(base) if base else origin
     sides = {"before": before, "after": trained} if before else {"after": trained}
     for policy in sides.values():
-        pipeline_files.check(policy)
+        patched.check(policy)
     drawn: dict[Path, np.ndarray] = {}
     for side, policy in sides.items():
-        pipeline = load(policy)
+        pipeline = patched.load(policy)
         schedulers.check(
             sampler.scheduler, sampler.steps, pipeline.scheduler.config, ("--scheduler", "--steps")
         )

@@ -1,0 +1,16 @@
+"""The methods, by the names that `sdr1 erase` takes."""
+
+from __future__ import annotations
+
+from sdr1.erasers.methods.esd import EsdU, EsdX
+from sdr1.erasers.methods.uce import Uce
+from sdr1.erasers.protocol import Eraser
+
+METHODS: dict[str, type[Eraser]] = {
+    each.name: each
+    for each in (
+        Uce,
+        EsdX,
+        EsdU,
+    )
+}

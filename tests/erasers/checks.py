@@ -1,0 +1,94 @@
+"""What has to hold for every method; each method's own tests call these with small settings."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdr1.erasers import patched
+from sdr1.erasers.meter import Meter, OutOfBudget
+from sdr1.erasers.protocol import Erased, Eraser, Patch, Task
+from sdr1.models.pipeline import sha256
+
+PROMPTS = ("a red square beside a ring", "a blue ring")
+
+
+def holds(eraser: Eraser, pipeline: Any, task: Task, folder: Path) -> Erased:
+    """Same seed, same result; the base stays; the budget is never passed; what is saved is what is loaded, and plain
+    diffusers takes it or refuses it; two images in a row equal each alone."""
+    before, random = sha256(pipeline), torch.get_rng_state()
+    whole = Meter()
+    erased = eraser(pipeline, task, whole)
+    again = eraser(pipeline, task, Meter())
+    assert sha256(pipeline) == before, "the base was changed"
+    assert torch.equal(torch.get_rng_state(), random), "torch's own randomness moved on"
+    assert not pipeline.unet._forward_pre_hooks
+    assert not erased.pipeline.unet._forward_pre_hooks
+    assert sha256(again.pipeline) == sha256(erased.pipeline)
+    assert (sha256(erased.pipeline) == before) == (erased.patch is not None)
+    if erased.patch is not None:
+        assert erased.patch.settings == again.patch.settings
+        assert erased.patch.tensors.keys() == again.patch.tensors.keys()
+        assert all(
+            torch.equal(erased.patch.tensors[name], held) for name, held in again.patch.tensors.items()
+        )
+    _keeps_to_a_budget(eraser, pipeline, task, whole.spent)
+    _comes_back(erased, eraser.name, folder)
+    return erased
+
+
+def changes_nothing(patch: Patch, pipeline: Any) -> None:
+    """A patch of no strength draws the base's pictures, bit for bit."""
+    own = Uncalled()(pipeline, None, Meter()).pipeline
+    plain = [draw(own, prompt) for prompt in PROMPTS]
+    patched.install(patch, own)
+    assert all(torch.equal(draw(own, prompt), picture) for prompt, picture in zip(PROMPTS, plain))
+
+
+def draw(pipeline: Any, prompt: str | list[str], steps: int = 3) -> torch.Tensor:
+    """Latents of one call of the pipeline, with guidance."""
+    count = 1 if isinstance(prompt, str) else len(prompt)
+    noise = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return pipeline(
+        prompt, num_inference_steps=steps, guidance_scale=2.0, generator=noise, output_type="latent"
+    ).images
+
+
+class Uncalled(Eraser):
+    """Copies the base and does nothing."""
+
+    def unet_evaluations(self, task: Task) -> int:
+        return 0
+
+    def erase(self, pipeline: Any, task: Task, meter: Meter) -> None:
+        return None
+
+
+def _keeps_to_a_budget(eraser: Eraser, pipeline: Any, task: Task, spent: int) -> None:
+    budget = max(spent - 1, 0)
+    meter = Meter(budget)
+    with suppress(OutOfBudget):
+        eraser(pipeline, task, meter)
+    assert meter.spent <= budget
+
+
+def _comes_back(erased: Erased, name: str, folder: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    patched.write(erased, name, folder)
+    if erased.patch is None:
+        StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    else:
+        with pytest.raises(OSError, match="model_index.json"):
+            StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        patched.install(erased.patch, erased.pipeline)
+    loaded, fresh = (patched.load_named(str(folder)) for _ in range(2))
+    assert patched.sha256(loaded) == patched.sha256(erased.pipeline)
+    first, second = (draw(loaded, prompt) for prompt in PROMPTS)
+    # Where tensors begin in memory decides the last bits of a product.
+    torch.testing.assert_close(first, draw(erased.pipeline, PROMPTS[0]), rtol=1e-3, atol=1e-4)
+    assert torch.equal(second, draw(fresh, PROMPTS[1])), "an image sees the one before"
