@@ -10,6 +10,9 @@ import torch
 from sdr1.models import schedulers
 from sdr1.models.schedulers import Sampler
 
+_AT_ONCE = 16
+"""Drawings of a pool that are made at once."""
+
 
 class Sampling:
     """A sampler of a pipeline's latents; `guidance` is the method's own, not that of deployment."""
@@ -65,6 +68,27 @@ class Sampling:
             latents if steps == len(self.times) else scheduler.scale_model_input(latents, self.times[steps])
         )
 
+    def pool(
+        self,
+        unet: Any,
+        states_PLD: torch.Tensor,
+        chosen_N: torch.Tensor,
+        empty_1LD: torch.Tensor,
+        noise_NCHW: torch.Tensor,
+    ) -> torch.Tensor:
+        """Whole drawings that a method trains on, shape (N, C, H, W): number n is of prompt `chosen_N[n]`, int64."""
+        each = zip(chosen_N.split(_AT_ONCE), noise_NCHW.split(_AT_ONCE), strict=True)
+        return torch.cat([self.draw(unet, states_PLD[rows], empty_1LD, noise) for rows, noise in each])
+
+    def noised(
+        self, latents_BCHW: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents with noise on them at training timesteps drawn uniformly, these timesteps (B,), int64, and the noise."""
+        size, device = len(latents_BCHW), latents_BCHW.device
+        times = torch.randint(len(self.alpha_bars), (size,), generator=generator).to(device)
+        noise = self.noise(size, generator)
+        return self.diffuse(latents_BCHW, noise, times), times, noise
+
     def diffuse(
         self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, times_B: torch.Tensor
     ) -> torch.Tensor:
@@ -76,3 +100,15 @@ class Sampling:
 def predict(unet: Any, latents_BCHW: torch.Tensor, times: torch.Tensor, states_BLD: torch.Tensor) -> Any:
     """The UNet's prediction, shape (B, C, H, W); `times` is one for all or one a sample."""
     return unet(latents_BCHW, times, encoder_hidden_states=states_BLD).sample
+
+
+def turns(prompts: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` indices of prompts, shape (N,), int64: each as often as the others, up to one, in random order."""
+    rounds = -(-count // prompts)
+    return torch.cat([torch.randperm(prompts, generator=generator) for _ in range(rounds)])[:count]
+
+
+def flipped(latents_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Latents, each turned from left to right with a chance of one half."""
+    turned = (torch.rand(len(latents_BCHW), generator=generator) < 0.5).to(latents_BCHW.device)
+    return torch.where(turned.view(-1, 1, 1, 1), latents_BCHW.flip(-1), latents_BCHW)

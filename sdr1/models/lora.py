@@ -13,8 +13,9 @@ from sdr1.base.errors import UserError, reason
 from sdr1.config.policy import LoraConfig
 
 
-def add(unet: Any, config: LoraConfig, seed: int) -> None:
-    """Put trainable adapters on a UNet, initialised by `seed` alone.
+def add(unet: Any, config: LoraConfig, seed: int, gaussian: bool = False) -> None:
+    """Put trainable adapters on a UNet, initialised by `seed` alone: by a normal distribution of deviation 1 / rank where
+    `gaussian`, else as linear layers are.
 
     Raises:
         UserError: the UNet has no such layers.
@@ -40,6 +41,7 @@ def add(unet: Any, config: LoraConfig, seed: int) -> None:
                     r=config.rank,
                     lora_alpha=config.alpha,
                     target_modules=list(config.target_modules),
+                    init_lora_weights="gaussian" if gaussian else True,
                 )
             )
         except Exception as error:

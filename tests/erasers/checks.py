@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,29 @@ def changes_nothing(patch: Patch, pipeline: Any) -> None:
     plain = [draw(own, prompt) for prompt in PROMPTS]
     patched.install(patch, own)
     assert all(torch.equal(draw(own, prompt), picture) for prompt, picture in zip(PROMPTS, plain))
+
+
+def states(pipeline: Any, prompt: str) -> torch.Tensor:
+    """Of one prompt, shape (1, 77, D), as the pipeline itself encodes it."""
+    with torch.no_grad():
+        return pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+
+
+def descends(before: Any, after: Any, loss: Any) -> None:
+    """The first update of Adam: every parameter that moved went against the gradient of `loss`, of a UNet in float64, by its
+    sign, and every one that the gradient reaches and that moved did so by one length."""
+    wide = copy.deepcopy(before).double().requires_grad_(True)
+    loss(wide).backward()
+    moved = 0
+    for (name, was), now, exact in zip(
+        before.named_parameters(), after.parameters(), wide.parameters(), strict=True
+    ):
+        if torch.equal(was, now):
+            continue
+        moved += 1
+        clear = exact.grad.abs() > 1e-2 * exact.grad.abs().max()
+        assert torch.equal(torch.sign(now - was)[clear], -torch.sign(exact.grad)[clear].float()), name
+    assert moved
 
 
 def draw(pipeline: Any, prompt: str | list[str], steps: int = 3) -> torch.Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from sdr1.erasers.protocol import Task
+from sdr1.erasers.trajectories import Sampling
 from sdr1.models.pipeline import load_pipeline
 from sdr1.models.schedulers import Sampler
 from sdr1.sandbox import PIPELINE
@@ -87,3 +90,33 @@ def task() -> Task:
         sampler=Sampler("DDIMScheduler", 4, 2.0),
         seed=3,
     )
+
+
+@pytest.fixture
+def alone(task) -> Task:
+    """The same task with one prompt of a kind, so that nothing is left to chance but noise and timesteps."""
+    return replace(
+        task, unsafe=("a red square beside a ring",), neutral=("a circle",), retain=("a blue ring",)
+    )
+
+
+@pytest.fixture
+def seen(monkeypatch) -> SimpleNamespace:
+    """What methods draw beforehand, as (states, noise, drawings), and what they put noise on, as (latents, noisy latents,
+    timesteps, noise)."""
+    pool, noised = Sampling.pool, Sampling.noised
+    kept = SimpleNamespace(pools=[], noised=[])
+
+    def keeping_pool(self, unet, states, chosen, empty, noise):
+        drawn = pool(self, unet, states, chosen, empty, noise)
+        kept.pools.append((states[chosen], noise, drawn))
+        return drawn
+
+    def keeping_noised(self, latents, generator):
+        found = noised(self, latents, generator)
+        kept.noised.append((latents, *found))
+        return found
+
+    monkeypatch.setattr(Sampling, "pool", keeping_pool)
+    monkeypatch.setattr(Sampling, "noised", keeping_noised)
+    return kept

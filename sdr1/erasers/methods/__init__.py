@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdr1.erasers.methods.esd import EsdU, EsdX
+from sdr1.erasers.methods.safetydpo import SafetyDpo
 from sdr1.erasers.methods.uce import Uce
 from sdr1.erasers.protocol import Eraser
 
@@ -12,5 +13,6 @@ METHODS: dict[str, type[Eraser]] = {
         Uce,
         EsdX,
         EsdU,
+        SafetyDpo,
     )
 }
