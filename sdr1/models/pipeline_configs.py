@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,13 +75,27 @@ def built(part: str, described: str, where: str) -> Any:
             if part == "text_encoder":
                 return CLIPTextModel(CLIPTextConfig(**values.get("text_config", values))).eval()
             kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-            return kinds[part].from_config(values).eval()
+            with _quiet():
+                return kinds[part].from_config(values).eval()
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{where}: its config describes nothing that can be built here: {reason(error)}; fetch it again"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What diffusers warns of in a config, it says when the model is loaded: a refused one gets its one line alone."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _require_sane(values: Any, where: str, most: int, name: str = "") -> None:

@@ -134,6 +134,10 @@ BAD = {
         ["unet/", "layers_per_block 1000000"],
     ),
     "a UNet of no size": (edited("unet", sample_size="big"), ["sample_size 'big'", "64"]),
+    "a UNet of no size and unknown words": (
+        edited("unet", sample_size=None, pro="aim"),
+        ["sample_size None"],
+    ),
     "a UNet that needs labels": (
         edited("unet", class_embed_type="timestep", num_class_embeds=3),
         ["unet/"],
@@ -190,12 +194,13 @@ BAD = {
 
 
 @pytest.mark.parametrize(("damage", "parts"), BAD.values(), ids=BAD)
-def test_a_damaged_pipeline(tmp_path, damage, parts):
+def test_a_damaged_pipeline(tmp_path, damage, parts, capfd):
     folder = tmp_path / "model"
     shutil.copytree(PIPELINE, folder)
     pipeline_files.check(PolicyConfig(model=str(folder)))
     damage(folder)
     refused(PolicyConfig(model=str(folder)), ["policy.model", str(folder), *parts])
+    assert capfd.readouterr().err == "", "a warning would stand above the one line"
 
 
 def refused(config: PolicyConfig, parts: list[str]) -> None:
