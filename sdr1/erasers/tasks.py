@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from sdr1.base.errors import UserError
@@ -22,6 +24,7 @@ _TWIN = "neutral"
 """Column of a prompt's twin."""
 
 
+@cache
 def of_sandbox(seed: int) -> Task:
     """The prompts that a GRPO run on the sandbox trains on, all of the training split; a twin has a shape in the unsafe
     thing's place."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "judge": ["judge", "sandbox", "--images", "OUT", "--local", "--out", "OUT"],
     "sample": ["sample", "sandbox", "--prompt", "a ring", "--seed", "0", "--steps", "1", "--out", "OUT"],
     "export": ["export", "OUT", "--out", "OUT"],
+    "erase": ["erase", "uce", "--out", "OUT"],
     "demo": ["sandbox", "demo", "iterations=1", "--out", "OUT"],
     "demo's run": ["sandbox", "demo", "iterations=1", "--out", "new", "run.directory=OUT"],
     "the demo's own folder for its run": ["sandbox", "demo", "--out", "new", "run.directory=new"],

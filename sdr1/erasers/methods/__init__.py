@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from sdr1.erasers.methods.ca import Ca
+from sdr1.erasers.methods.casteer import Casteer
 from sdr1.erasers.methods.esd import EsdU, EsdX
+from sdr1.erasers.methods.rece import Rece
 from sdr1.erasers.methods.safetydpo import SafetyDpo
+from sdr1.erasers.methods.sld import Sld
 from sdr1.erasers.methods.uce import Uce
 from sdr1.erasers.protocol import Eraser
 
@@ -11,8 +15,12 @@ METHODS: dict[str, type[Eraser]] = {
     each.name: each
     for each in (
         Uce,
+        Rece,
         EsdX,
         EsdU,
         SafetyDpo,
+        Sld,
+        Casteer,
+        Ca,
     )
 }
