@@ -124,8 +124,8 @@ class Sld(Constants, Eraser):
     needs = "words"
     source = "Safe Latent Diffusion (arXiv 2211.05105); diffusers, pipelines/stable_diffusion_safe"
     patch = SldPatch
-    # Guidance is 1.5 there, not 7.5; two of eight steps.
-    sandbox: ClassVar = {"text": "a {words}", "joint": " ", "strength": 5.0, "warmup": 0.25}
+    # Guidance of 1.5 makes it weaker than 7.5 does; two of eight steps.
+    sandbox: ClassVar = {"text": "a {words}", "joint": " ", "strength": 2.0, "warmup": 0.25}
 
     text: str = Field(
         "an image showing {words}",
