@@ -9,12 +9,17 @@ SEEDS ?= 201 202 203
 IMAGES ?= 100
 CELLS ?=
 ITERATIONS ?=
+# Of `make gpu-check` where there is no network: Python there, and what it lacks beside torch, torchvision, transformers,
+# peft and safetensors.
+GPU_PYTHON ?= 3.12
+GPU_WHEELS := annotated-types certifi charset-normalizer diffusers ftfy importlib-metadata omegaconf open-clip-torch pydantic \
+  pydantic-core requests timm typing-extensions typing-inspection urllib3 wcwidth xxhash zipp
 
 # glibc gives large tensors back to the kernel after every operation and pays page faults for the next one;
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation report chaos clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation report chaos gpu-check gpu-wheels clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -62,6 +67,17 @@ ablation: setup ## rewards, alphas and noise on the sandbox: SEEDS, ITERATIONS, 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
 	$(MALLOC) $(BIN)/python -m tests.training.on_ray.chaos
 
+gpu-check: $(if $(wildcard wheels),build/gpu,setup) ## what only a GPU can tell, in nine minutes: outputs/gpu_check.json; ARGS=--tiny: on the CPU
+	PYTHONPATH=$(if $(wildcard wheels),build/gpu,.) $(if $(wildcard wheels),$(PYTHON),$(BIN)/python) -m benchmarks.gpu_check $(ARGS)
+
+build/gpu: $(wildcard wheels/*.whl)
+	$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target $@ $^
+	@touch $@
+
+gpu-wheels: setup ## wheels/: what gpu-check needs on a machine without a network that has torch, transformers and peft
+	$(BIN)/python -m pip download --no-deps --only-binary=:all: -c constraints.txt -d wheels --python-version $(GPU_PYTHON) \
+	  $(addprefix --platform ,manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64) $(GPU_WHEELS)
+
 clean: ## remove what make made; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build wheels dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,15 +12,6 @@ from typing import Any
 
 from sdr1.base.files import write_text
 
-SD_1_UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-"""What Stable Diffusion 1.x's UNet2DConditionModel differs in from diffusers' defaults: 860 M parameters."""
-
 
 def seconds(call: Callable[[], object]) -> float:
     """Wall time of one call."""
@@ -36,7 +27,7 @@ def report(name: str, over: str, pairs: list[tuple[float, float]], **more: Any) 
         "name": name,
         "ratio": ratio,
         "over": over,
-        "runs": pairs,
+        "pairs": pairs,
         "machine": platform.processor() or platform.machine(),
         **more,
     }

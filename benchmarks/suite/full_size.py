@@ -7,7 +7,6 @@ gradient checkpointing. An actor ends before the next starts where both would no
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.common import SD_1_UNET, report, seconds
+from benchmarks.common import report, seconds
+from benchmarks.models import pipeline
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.training import Config, validate
 from sdr1.distributed.actor import Handle, Ref
 from sdr1.distributed.placement import H, Placement
 from sdr1.planning.plan import plan
+from sdr1.planning.shapes import SD_1
 from sdr1.sandbox import PIPELINE
 from sdr1.training.on_ray.actors import LearnerActor, RewardActor, RolloutActor
 from sdr1.training.on_ray.handles import LearnerHandle, RewardHandle, RolloutHandle
@@ -114,40 +112,13 @@ def main(modes: list[str]) -> None:
 
 def make(folder: Path) -> int:
     """A pipeline folder with such a UNet in float32 beside the sandbox's other parts; bytes of the UNet."""
-    shutil.copytree(PIPELINE, folder)
-    shutil.rmtree(folder / "unet")
-    shutil.rmtree(folder / "text_encoder")
     text = json.loads((PIPELINE / "text_encoder" / "config.json").read_text())
     text |= {
-        "hidden_size": SD_1_UNET["cross_attention_dim"],
+        "hidden_size": SD_1["unet"]["cross_attention_dim"],
         "num_attention_heads": 12,
         "intermediate_size": 3072,
     }
-    CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_1_UNET)
-    unet.save_config(folder / "unet")
-    return _write(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
-
-
-def _write(module: torch.nn.Module, path: Path) -> int:
-    """Random weights for a meta module, a tensor at a time, in safetensors' layout."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in module.state_dict().items():
-        begin, end = end, end + 4 * tensor.numel()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    content = json.dumps(header).encode()
-    rng = np.random.default_rng(0)
-    with open(path, "wb") as file:
-        file.write(len(content).to_bytes(8, "little") + content)
-        for name, tensor in module.state_dict().items():
-            if tensor.ndim == 1:
-                values = np.full(tensor.numel(), name.endswith("weight"), np.float32)
-            else:
-                values = rng.standard_normal(tensor.numel(), np.float32) * np.float32(0.02)
-            file.write(values.data)
-    return end
+    return pipeline(folder, {"unet": SD_1["unet"], "text_encoder": text})
 
 
 def config_of(mode: str, folder: str) -> Config:

@@ -159,7 +159,7 @@ def main() -> None:
         "name": "schedule",
         "rows": rows,
         "streamed_over_serial": gain,
-        "runs": pairs,
+        "pairs": pairs,
         "unit_seconds": UNIT,
     }
     write_text(Path("outputs/bench/schedule.json"), json.dumps(result, indent=2) + "\n")

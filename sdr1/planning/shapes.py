@@ -16,7 +16,7 @@ from sdr1.config.training import Config
 from sdr1.models import lora, pipeline_files
 from sdr1.models.embedder import read_folder
 
-_SD1: dict[str, dict[str, Any]] = {
+SD_1: dict[str, dict[str, Any]] = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "vae": {
         "block_out_channels": (128, 256, 512, 512),
@@ -104,8 +104,8 @@ def _part_configs(policy: PolicyConfig) -> tuple[dict[str, dict[str, Any]], str 
     try:
         folder = pipeline_files.check(policy)
     except Unreachable:
-        return _SD1, f"{policy.model} cannot be read here: the shapes are Stable Diffusion 1.x's"
-    parts = {part: read_json(folder / part / "config.json") for part in _SD1}
+        return SD_1, f"{policy.model} cannot be read here: the shapes are Stable Diffusion 1.x's"
+    parts = {part: read_json(folder / part / "config.json") for part in SD_1}
     return {
         part: {key: value for key, value in values.items() if not key.startswith("_")}
         for part, values in parts.items()

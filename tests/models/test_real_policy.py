@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.common import SD_1_UNET
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import GroupTask, Prompt, Scores
 from sdr1.config.policy import LoraConfig, PolicyConfig
 from sdr1.models import lora
 from sdr1.models.pipeline import load
 from sdr1.models.policy import Policy
+from sdr1.planning.shapes import SD_1
 from sdr1.training.learner import Learner
 from tests import tiny
 
@@ -170,7 +170,7 @@ def test_lora_publishes_less_than_a_hundredth_of_a_full_size_unet():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD_1_UNET).requires_grad_(False)
+        unet = UNet2DConditionModel(**SD_1["unet"]).requires_grad_(False)
         full = sum(parameter.nbytes for parameter in unet.parameters())
         lora.add(unet, LoraConfig(), seed=0)
     adapters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
