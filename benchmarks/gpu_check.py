@@ -53,6 +53,8 @@ class Size(NamedTuple):
     matrix: int
     """Side of the matrices whose product says what the chip can do."""
     overrides: list[str]
+    patience: float
+    """How many times as long as on a GPU a part may take."""
     short: dict[str, list[str]]
     """What makes a group of an objective short: seconds of a whole one follow from the counts."""
 
@@ -63,6 +65,7 @@ FULL = Size(
     encoder="ViT-H-14",
     matrix=8192,
     overrides=["policy.size=512"],
+    patience=1,
     short={"grpo": ["policy.steps=3", "policy.noise_window=[0,2]"], "forward": []},
 )
 TINY = Size(
@@ -87,6 +90,7 @@ TINY = Size(
         "learner.micro_batch=4",
         "reward.anchors=sandbox",
     ],
+    patience=10,
     short={
         "grpo": ["policy.steps=3", "policy.noise_window=[0,2]"],
         "forward": ["policy.steps=3", "learner.forward.timesteps=2"],
@@ -399,7 +403,7 @@ def run(
         for name, (most, call) in Check(size, Path(folder)).parts().items():
             if only and not name.startswith(("models", "peak", *only)):
                 continue
-            part = attempt(most, limit - (time.monotonic() - begin), call)
+            part = attempt(size.patience * most, limit - (time.monotonic() - begin), call)
             found["parts"][name] = part
             write_text(out, json.dumps(found, indent=2) + "\n")
             print(f"{name}: {json.dumps(part)}", flush=True)
@@ -412,7 +416,7 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="the same on the CPU with a tiny UNet")
-    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds for all parts")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="seconds for all parts on a GPU")
     parser.add_argument(
         "--only", action="append", default=[], help="parts whose names begin so; may be repeated"
     )
@@ -420,7 +424,8 @@ def main() -> None:
     if not options.tiny and not torch.cuda.is_available():
         parser.error("no CUDA device is visible here; --tiny runs the same on the CPU with a tiny UNet")
     prepare_process(1)
-    found = run(TINY if options.tiny else FULL, limit=options.limit, only=options.only)
+    size = TINY if options.tiny else FULL
+    found = run(size, limit=size.patience * options.limit, only=options.only)
     raise SystemExit(any("failed" in part for part in found["parts"].values()))
 
 

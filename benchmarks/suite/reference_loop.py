@@ -38,7 +38,7 @@ from sdr1.training.learner import Learner
 RUNS, BATCH = 5, 4
 SETTINGS = [
     "policy.model=sandbox", "policy.size=null", "policy.precision=float32", "policy.gradient_checkpointing=false",
-    "prompts.path=sandbox", "prompts.per_iteration=1", "learner.groups_per_update=1", "learner.micro_batch=32",
+    "prompts.path=sandbox", "prompts.per_iteration=1", "learner.groups_per_update=1", "learner.micro_batch=16",
     "reward.model=sandbox", "reward.anchors=sandbox", "reward.alpha=1.5",
     "learner.device=cpu", "rollout.device=cpu", "reward.device=cpu", "tracking.enabled=false",
 ]  # fmt: skip
