@@ -16,6 +16,7 @@ EXTRAS = {
     "mlflow": "tracking",
     "hpsv2": "hps",
     "datasets": "hub",
+    "s3fs": "s3",
 }
 """By the name that is imported."""
 

@@ -25,8 +25,11 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Run directory to go on with, from its newest good checkpoint."),
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run directory, or address of its copy (`run.storage`), to go on with from its newest good checkpoint.",
+        ),
     ] = None,
 ) -> None:
     """Train a policy as CONFIG says; the last line printed is the trained weights' sha256.
@@ -40,11 +43,18 @@ def train(
     if resume is not None:
         from sdr1.training.checkpoint import folder_of
 
-        if not folder_of(resume).is_dir():
-            raise UserError(f"--resume: {str(resume)!r}: holds no checkpoints; give the directory of a run")
+        is_address = "://" in resume
+        if not is_address and not folder_of(Path(resume)).is_dir():
+            raise UserError(f"--resume: {resume!r}: holds no checkpoints; give the directory of a run")
         # Quoted: a folder called 2024 is no number.
-        changes += [f"run.directory={json.dumps(str(resume))}", "run.resume=auto"]
+        place = f"run.{'storage' if is_address else 'directory'}={json.dumps(resume)}"
+        changes += [place, "run.resume=auto"]
     run = load(config, changes)
+    if resume is not None and "://" in resume:
+        from sdr1.training.run_folder import is_stored
+
+        if not is_stored(resume):
+            raise UserError(f"--resume: {resume!r}: holds no checkpoints; give the address of a run's copy")
     from sdr1.training.run import train as start
 
     result = start(run, local=local, ray_address=ray_address)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from sdr1.base.plain_data import checked
+from sdr1.base.plain_data import checked, shown
 from sdr1.base.section import MOST_SECONDS, MOST_SEED, Device, Section, refuse_set
 from sdr1.config.forward import ForwardConfig
 from sdr1.config.policy import PolicyConfig
@@ -24,6 +25,11 @@ Beta = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 
 class RunConfig(Section):
     directory: Path = Field(Path("outputs/run"), description="Folder of everything this run writes.")
+    storage: str | None = Field(
+        None,
+        description="Address of a copy of the checkpoints and outputs, e.g. s3://bucket/run, from which the run goes on on "
+        "any machine; whatever fsspec knows. Credentials and options are fsspec's: the address holds none.",
+    )
     resume: Literal["never", "auto"] = Field(
         "never",
         description="`auto` goes on from the newest good checkpoint in `directory`, if there is one: for jobs that a "
@@ -53,6 +59,32 @@ class RunConfig(Section):
         le=1024,
         description="Torch threads of every process; part of the result's identity on the CPU.",
     )
+
+    # Nothing of the values is quoted where a person may have put a password into them.
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        scheme, is_address, _ = str(value).partition("://")
+        if is_address:
+            raise ValueError(
+                f"run.directory: {shown(scheme)[1:-1]}://...: is an address; set run.storage to it, and give a local folder here"
+            )
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        scheme, _, rest = value.partition("://")
+        if any(mark in value for mark in ("@", "?", "#", "::")):
+            raise ValueError(
+                "run.storage: credentials or options in an address, which logs show; leave them out of it, and give them as "
+                "environment variables of the store's library"
+            )
+        if not re.fullmatch(r"[a-z][a-z0-9]*", scheme) or not rest.strip("/") or not value.isprintable():
+            raise ValueError(f"run.storage: {shown(value)}: is no address; write it as s3://bucket/folder")
+        return value.rstrip("/")
 
     @property
     def name(self) -> str:

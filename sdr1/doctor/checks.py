@@ -171,15 +171,17 @@ def folder(ground: Ground) -> Outcome:
     if ground.config is None:
         return None
     directory = ground.config.run.directory
+    # Only the driver writes there; from the copy the run goes on on any node.
+    is_copied = ground.config.run.storage is not None
     problems = [
         Problem(
             f"run.directory: {directory}: {name}: {machine.folder}",
             "mount one file system there on every node",
         )
         for name, machine in _nodes(ground)
-        if machine.folder
+        if machine.folder and not is_copied
     ]
-    if "working_dir_files" in directory.resolve().parts:
+    if "working_dir_files" in directory.resolve().parts and not is_copied:
         problems.append(
             Problem(
                 f"run.directory: {directory}: lies in Ray's copy of the job's files and goes with it",

@@ -82,6 +82,8 @@ def run(
     for name in only:
         if name not in cells:
             raise UserError(f"--only: {name!r}: no such cell; use some of {', '.join(cells)}")
+    if (address := load(PRESET, overrides).run.storage) is not None:
+        raise UserError(f"run.storage: {address}: every cell is a run and would go there; leave it out")
     made_as = _same_trainings({name: load(PRESET, [*overrides, *cells[name]]) for name in cells})
     _open(out, images, load(PRESET, overrides))
     for name in dict.fromkeys(made_as[name] for name in only or cells):

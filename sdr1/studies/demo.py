@@ -90,7 +90,7 @@ def run(out: Path, *, seeds: list[int], images: int, overrides: list[str]) -> No
     for override in overrides:
         if override.startswith("seed="):
             raise UserError(f"override: {override!r}: the demo's seed is an option: --{override}")
-        if override.startswith("run.directory=") and len(seeds) > 1:
+        if override.startswith(("run.directory=", "run.storage=")) and len(seeds) > 1:
             raise UserError(
                 f"override: {override!r}: {len(seeds)} runs would write there; use --out, or one --seed"
             )

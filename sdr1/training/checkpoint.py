@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, file_sha256, partial, sync, write_text
-from sdr1.base.plain_data import peek, read_json
+from sdr1.base.plain_data import parse_json, peek, read_bytes, read_json
 from sdr1.base.records import Label, LearnerState, Moments, Weights
 from sdr1.config.training import Config
 from sdr1.models import flat
@@ -81,7 +82,7 @@ def save(run: Path, state: LearnerState, config: Config, metrics: dict[str, floa
         sync(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    write_text(folder.parent / POINTER, json.dumps({"latest": folder.name}) + "\n")
+    write_text(folder.parent / POINTER, pointer_to(folder.name))
     return folder
 
 
@@ -197,17 +198,29 @@ def newest(run: Path) -> Checkpoint | None:
 
 def complete(run: Path) -> list[Path]:
     """Checkpoints up to the one that the pointer names, oldest first; without a readable pointer all there are."""
-    # Not a person's copies of them, such as 000020-best.
-    folders = {
-        int(path.name): path
-        for path in folder_of(run).glob("*")
-        if re.fullmatch(r"[0-9]{6,18}", path.name) and path.is_dir()
-    }
+    folders = {path.name: path for path in folder_of(run).glob("*") if path.is_dir()}
     try:
-        latest = int(read_json(folder_of(run) / POINTER)["latest"])
+        pointer = read_bytes(folder_of(run) / POINTER)
+    except UserError:
+        pointer = b""
+    return [folders[name] for name in reached(folders, pointer)]
+
+
+def reached(names: Iterable[str], pointer: bytes) -> list[str]:
+    """Of the names in a folder those of checkpoints up to the one that the content of the pointer names, oldest first;
+    with none that can be read, of all."""
+    # Not a person's copies of them, such as 000020-best.
+    numbers = {int(name): name for name in names if re.fullmatch(r"[0-9]{6,18}", name)}
+    try:
+        latest = int(parse_json(pointer, POINTER)["latest"])
     except (UserError, ValueError, KeyError, TypeError):
-        latest = max(folders, default=0)
-    return [folder for number, folder in sorted(folders.items()) if number <= latest]
+        latest = max(numbers, default=0)
+    return [name for number, name in sorted(numbers.items()) if number <= latest]
+
+
+def pointer_to(name: str) -> str:
+    """The content of the pointer to a checkpoint."""
+    return json.dumps({"latest": name}) + "\n"
 
 
 def _tracker_run(run: Path) -> str | None:

@@ -54,7 +54,7 @@ _IDENTITY = (
     "policy.lora",
     "policy.channels_last",
 )
-_UNIMPORTANT = ("run.directory", "run.resume")
+_UNIMPORTANT = ("run.directory", "run.resume", "run.storage")
 _HARMLESS = (
     "rollout.workers",
     "reward.workers",

@@ -30,6 +30,7 @@ from sdr1.rewards import scorer
 from sdr1.training import loop, run_folder
 from sdr1.training.checkpoint import complete
 from sdr1.training.loop import Executor
+from sdr1.training.mirror import Mirror
 from sdr1.training.observers import named
 from sdr1.training.observers.checkpointer import Checkpointer
 from sdr1.training.observers.drift import Drift
@@ -55,7 +56,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
 
     Raises:
         UserError: something in the config cannot work here; nothing was written.
-        TrainingError: training had to stop, or the disk is full.
+        TrainingError: training had to stop, the disk is full, or not all could be sent to `run.storage`.
         Terminated: SIGTERM; the newest checkpoint, if there is one, is on disk.
     """
     if local and config.learner.ranks > 1:
@@ -80,6 +81,8 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         tracker = _tracker(config, journal, start, stream, stack)
         journal.subscribe(stack.enter_context(Progress(config, start)))
         journal.subscribe(Drift(journal))
+        if config.run.storage is not None:
+            journal.subscribe(stack.enter_context(Mirror(config)))
         with Checkpointer(config, journal) as checkpointer:
             journal.subscribe(checkpointer)
             with _sigterm(config.run, checkpointer):

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,20 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import refuse_foreign, remove_partial, write_text
-from sdr1.base.plain_data import peek
+from sdr1.base.files import partial, refuse_foreign, remove_partial, sync, write_text
+from sdr1.base.plain_data import peek, read_bytes
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
-from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, load, newest
+from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, folder_of, load, newest
 from sdr1.training.differences import differences
 from sdr1.training.observers import journal
+from sdr1.training.storage import OWNER, Storage, explained
 
 MARKER = "sdr1-run.json"
 """The file by which sdr1 knows a run's folder; it holds the config that the run was last started with."""
 SUMMARY = "summary.json"
+SAMPLES = "samples"
 CHOSEN = "weights_of_iteration"
 """Of a run that a rule stopped: the iteration that its model is of."""
 _SAMPLE = re.compile(r"(\d{6,})-(safe|unsafe)\.png")
+_OUTPUT = re.compile(
+    rf"{re.escape(journal.NAME)}|{TRACKER}|{SUMMARY}|{SAMPLES}/{_SAMPLE.pattern}|model/([^./][^/]*/)*[^./][^/]*"
+)
 
 
 def check(config: Config) -> None:
@@ -35,11 +41,16 @@ def check(config: Config) -> None:
     Raises:
         UserError: it holds something else, or a run that nobody asked to go on with.
     """
-    run = config.run.directory
+    run, address = config.run.directory, config.run.storage
     if not _of_an_earlier_version(run):
         refuse_foreign(run, MARKER, "training run", "run.directory")
-    if config.run.resume == "auto" and complete(run):
+    stored = is_stored(address) if address else False
+    if config.run.resume == "auto" and (complete(run) or stored):
         return
+    if stored:
+        raise UserError(
+            f"run.storage: {address}: holds a run; add run.resume=auto to go on with it, or choose another address"
+        )
     if complete(run):
         state, advice = (
             "an unfinished run" if unfinished(run) else "a finished run",
@@ -125,6 +136,8 @@ def starting_point(config: Config) -> LearnerState | None:
     """
     run = config.run.directory
     remove_partial(run)
+    if config.run.resume == "auto" and config.run.storage:
+        _bring(config.run.storage, run)
     found = newest(run) if config.run.resume == "auto" else None
     if found is not None:
         _check_fit(config, found)
@@ -134,6 +147,69 @@ def starting_point(config: Config) -> LearnerState | None:
         _forget(run, start)
     _mark(run, config.model_dump(mode="json"))
     return found.state if found else None
+
+
+def outputs(run: Path) -> list[str]:
+    """What a run leaves beside its checkpoints, by its name in the folder, in the order in which it is made."""
+    found = [path for pattern in ("*", f"{SAMPLES}/*", "model/**/*") for path in sorted(run.glob(pattern))]
+    names = [path.relative_to(run).as_posix() for path in found if path.is_file()]
+    return sorted(filter(_OUTPUT.fullmatch, names), key=lambda name: name == SUMMARY)
+
+
+def is_stored(address: str) -> bool:
+    """Whether checkpoints of a run are at an address.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    store = Storage(address)
+    with explained(address):
+        names = store.names()
+        if names and not names & {OWNER, MARKER}:
+            raise UserError(
+                f"run.storage: {address}: is not empty and holds no training run of sdr1 ({OWNER} is missing); choose "
+                "another address"
+            )
+        return bool(store.complete())
+
+
+def _bring(address: str, run: Path) -> None:
+    """Make the folder what the copy is, unless the folder has that and maybe more, from when the store was away.
+
+    Raises:
+        UserError: the copy cannot be read, or is of another run.
+    """
+    store = Storage(address)
+    with explained(address):
+        copied = store.complete()
+        if not copied:
+            return
+        # Only whole lines are compared; the time in each makes it the only one of its kind.
+        theirs = store.read(journal.NAME).rpartition(b"\n")[0]
+        if here := complete(run):
+            mine = read_bytes(run / journal.NAME) if (run / journal.NAME).is_file() else b""
+            if mine.partition(b"\n")[0] != theirs.partition(b"\n")[0]:
+                raise UserError(
+                    f"run.storage: {address}: holds another run than run.directory {run}; choose another of the two"
+                )
+            if mine.startswith(theirs) and int(here[-1].name) >= int(copied[-1]):
+                return
+        print(f"run.storage: the run at {address} is copied to {run}", flush=True)
+        draft = partial(folder_of(run))
+        try:
+            store.get_checkpoints(draft)
+            # Without checkpoints, which come last, the folder holds no run, and the next start copies again.
+            shutil.rmtree(folder_of(run), ignore_errors=True)
+            names = set(filter(_OUTPUT.fullmatch, store.names()))
+            for name in outputs(run):
+                if name not in names and not name.startswith("model/"):
+                    (run / name).unlink()
+            for name in sorted({*names, MARKER}):
+                store.get(name, run / name)
+            draft.rename(folder_of(run))
+            sync(run)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_fit(config: Config, found: Checkpoint) -> None:
@@ -161,7 +237,7 @@ def _forget(run: Path, start: int) -> None:
     if path.exists() and journal.cut(path, start):
         # A tracker cannot take back what it was sent: it gets a new run with the whole record.
         (run / TRACKER).unlink(missing_ok=True)
-    for picture in (run / "samples").glob("*.png"):
+    for picture in (run / SAMPLES).glob("*.png"):
         number = _SAMPLE.fullmatch(picture.name)
         if number and int(number[1]) >= start:
             picture.unlink()

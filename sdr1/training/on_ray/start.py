@@ -33,7 +33,8 @@ def ray_executor(
     Raises:
         UserError: no cluster answers, or none can be started here.
     """
-    warn_of_a_short_life(config.run.directory)
+    if config.run.storage is None:
+        warn_of_a_short_life(config.run.directory)
     size = bounds(config.rollout.workers)
     ranks = config.learner.ranks
     needed = config.run.threads * (ranks + size.min)
@@ -52,7 +53,7 @@ def warn_of_a_short_life(directory: Path) -> None:
     """A job's relative paths lie where Ray unpacked its files: they go with the cluster, and no other job sees them."""
     if "working_dir_files" in directory.resolve().parts:
         _log.warning(
-            "run.directory: %s is inside Ray's copy of the job's files and goes with it; to resume, give an absolute "
-            "path that outlives the cluster",
+            "run.directory: %s is inside Ray's copy of the job's files and goes with it; to resume, set run.storage, or "
+            "give an absolute path that outlives the cluster",
             directory,
         )
