@@ -26,6 +26,15 @@ def cross_attentions(unet: Any) -> dict[str, Any]:
     return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
 
 
+def transformer_layers(unet: Any) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+    """Linear and convolution layers of all transformers, those that lead into them and out of them too, by name."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if ".attentions." in name and isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+
+
 def select(unet: Any, rule: Rule) -> dict[str, torch.nn.Parameter]:
     """The parameters of a rule, by name, made to require a gradient; all others are made not to."""
     chosen = {

@@ -6,8 +6,10 @@ from sdr1.erasers.methods.ca import Ca
 from sdr1.erasers.methods.casteer import Casteer
 from sdr1.erasers.methods.esd import EsdU, EsdX
 from sdr1.erasers.methods.rece import Rece
+from sdr1.erasers.methods.receler import Receler
 from sdr1.erasers.methods.safetydpo import SafetyDpo
 from sdr1.erasers.methods.sld import Sld
+from sdr1.erasers.methods.spm import Spm
 from sdr1.erasers.methods.uce import Uce
 from sdr1.erasers.protocol import Eraser
 
@@ -22,5 +24,7 @@ METHODS: dict[str, type[Eraser]] = {
         Sld,
         Casteer,
         Ca,
+        Spm,
+        Receler,
     )
 }
