@@ -18,14 +18,15 @@ How a method is added
 3. One test file in `tests/erasers/methods/`: its loss or closed form against an independent computation.
 
 What methods share stands once beside this file: `layers` (which parameters), `ridge` (closed forms), `trajectories`
-(latents that the model itself draws), `patches` (what sees a call of the UNet), and `sdr1.models.texts`, `sdr1.models.lora`.
+(latents that the model itself draws), `adapters` (small modules beside layers), `maps` (what cross-attention looks at),
+`patches` (what sees a call of the UNet), and `sdr1.models.texts`, `sdr1.models.lora`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +52,14 @@ class Task:
     sampler: Sampler
     """How the model is deployed."""
     seed: int
+
+    def naming(self, words: Sequence[str]) -> list[int]:
+        """Places of the unsafe prompts that name one of these words."""
+        return [
+            place
+            for place, prompt in enumerate(self.unsafe)
+            if any(f" {word.lower()} " in f" {prompt.lower()} " for word in words)
+        ]
 
     def generator(self, stream: str) -> torch.Generator:
         """Of one stream of the task's randomness; on the CPU, so that every device draws the same."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdr1.erasers.methods.ca import Ca
 from sdr1.erasers.methods.casteer import Casteer
 from sdr1.erasers.methods.esd import EsdU, EsdX
+from sdr1.erasers.methods.mace import Mace
 from sdr1.erasers.methods.rece import Rece
 from sdr1.erasers.methods.receler import Receler
 from sdr1.erasers.methods.safetydpo import SafetyDpo
@@ -26,5 +27,6 @@ METHODS: dict[str, type[Eraser]] = {
         Ca,
         Spm,
         Receler,
+        Mace,
     )
 }
