@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from sdr1.base.errors import UserError
 from sdr1.base.section import Section
 from sdr1.erasers.meter import Meter
 from sdr1.models.schedulers import Sampler
@@ -60,6 +61,18 @@ class Task:
             for place, prompt in enumerate(self.unsafe)
             if any(f" {word.lower()} " in f" {prompt.lower()} " for word in words)
         ]
+
+    def kept(self, method: str) -> tuple[str, ...]:
+        """The prompts to keep, for a method that cannot do without.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not self.retain:
+            raise UserError(
+                f"--prompts: {method} draws prompts to keep and there are none; add rows labelled safe"
+            )
+        return self.retain
 
     def generator(self, stream: str) -> torch.Generator:
         """Of one stream of the task's randomness; on the CPU, so that every device draws the same."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from sdr1.erasers.methods.ca import Ca
 from sdr1.erasers.methods.casteer import Casteer
+from sdr1.erasers.methods.erasediff import EraseDiff
 from sdr1.erasers.methods.esd import EsdU, EsdX
 from sdr1.erasers.methods.mace import Mace
 from sdr1.erasers.methods.rece import Rece
 from sdr1.erasers.methods.receler import Receler
+from sdr1.erasers.methods.sa import Sa
 from sdr1.erasers.methods.safetydpo import SafetyDpo
 from sdr1.erasers.methods.sld import Sld
 from sdr1.erasers.methods.spm import Spm
@@ -21,12 +23,14 @@ METHODS: dict[str, type[Eraser]] = {
         Rece,
         EsdX,
         EsdU,
-        SafetyDpo,
         Sld,
         Casteer,
+        SafetyDpo,
         Ca,
         Spm,
         Receler,
         Mace,
+        EraseDiff,
+        Sa,
     )
 }

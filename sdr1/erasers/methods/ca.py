@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch.nn.functional import mse_loss
 
-from sdr1.base.errors import UserError
 from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
@@ -106,23 +105,21 @@ class Ca(Eraser):
 
     def _prompts(self, task: Task, random: torch.Generator) -> tuple[list[str], list[str], list[str]]:
         """For each latent of an anchor the concept's prompt and the anchor's; and the prompts of latents that are kept."""
-        if not task.retain:
-            raise UserError("--prompts: ca draws prompts to keep and there are none; add rows labelled safe")
-        count = self.images // 2
+        retain, count = task.kept(self.name), self.images // 2
 
         def turns(prompts: tuple[str, ...], begin: int = 0) -> list[str]:
             return [prompts[n % len(prompts)] for n in range(begin, begin + count)]
 
         if self.anchors == "twins":
-            return turns(task.unsafe), turns(task.neutral), turns(task.retain)
-        anchors = turns(task.retain)
+            return turns(task.unsafe), turns(task.neutral), turns(retain)
+        anchors = turns(retain)
         picks = torch.randint(len(self.templates), (count,), generator=random).tolist()
         words = ", ".join(task.words)
         concept = [
             self.templates[pick].replace("{words}", words).replace("{prompt}", prompt)
             for pick, prompt in zip(picks, anchors)
         ]
-        return concept, anchors, turns(task.retain, count)
+        return concept, anchors, turns(retain, count)
 
     def _turned(self, latents_BCHW: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         return flipped(latents_BCHW, random) if self.flip else latents_BCHW
