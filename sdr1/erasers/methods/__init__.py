@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from sdr1.erasers.methods.advunlearn import AdvUnlearn
 from sdr1.erasers.methods.ca import Ca
 from sdr1.erasers.methods.casteer import Casteer
+from sdr1.erasers.methods.doco import DoCo
 from sdr1.erasers.methods.erasediff import EraseDiff
 from sdr1.erasers.methods.esd import EsdU, EsdX
 from sdr1.erasers.methods.mace import Mace
@@ -32,5 +34,7 @@ METHODS: dict[str, type[Eraser]] = {
         Mace,
         EraseDiff,
         Sa,
+        DoCo,
+        AdvUnlearn,
     )
 }
