@@ -8,6 +8,7 @@ from sdr1.erasers.methods.casteer import Casteer
 from sdr1.erasers.methods.doco import DoCo
 from sdr1.erasers.methods.erasediff import EraseDiff
 from sdr1.erasers.methods.esd import EsdU, EsdX
+from sdr1.erasers.methods.fmn import Fmn
 from sdr1.erasers.methods.mace import Mace
 from sdr1.erasers.methods.rece import Rece
 from sdr1.erasers.methods.receler import Receler
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Eraser]] = {
         Mace,
         EraseDiff,
         Sa,
+        Fmn,
         DoCo,
         AdvUnlearn,
     )
