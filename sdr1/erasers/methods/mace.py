@@ -73,7 +73,7 @@ class Mace(Eraser):
     separate: bool = Field(
         True, description="A LoRA for each word, of the prompts that name it; or one for all prompts."
     )
-    rank: int = Field(1, ge=1, le=1024)
+    rank: int = Field(1, ge=1, le=1024, description="Of the adapters.")
     mask: Literal["twins", "none"] = Field(
         "twins",
         description="Where a drawing shows the concept: where its twin from the same noise is another, or everywhere. The paper "
@@ -86,7 +86,7 @@ class Mace(Eraser):
     learning_rate: FiniteFloat = Field(1e-5, gt=0, le=1, description="Of AdamW.")
     max_norm: FiniteFloat = Field(1.0, gt=0, le=1e6, description="To which gradients are clipped.")
     updates: int = Field(120, ge=0, le=10**7, description="Of each LoRA.")
-    batch: int = Field(1, ge=1, le=4096)
+    batch: int = Field(1, ge=1, le=4096, description="Latents of an update.")
 
     def unet_evaluations(self, task: Task) -> int:
         updates = self.updates * self.batch * (1 + BACKWARD)

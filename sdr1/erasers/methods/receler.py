@@ -105,7 +105,7 @@ class Receler(Constants, Eraser):
         0.1, gt=0, le=100, description="Of the soft tokens' Adam; its weight decay too."
     )
     learning_rate: FiniteFloat = Field(3e-4, gt=0, le=1, description="Of the nets' Adam.")
-    updates: int = Field(500, ge=1, le=10**7)
+    updates: int = Field(500, ge=1, le=10**7, description="Of the erasers.")
     batch: int = Field(1, ge=1, le=4096, description="Latents of an update; they stop at the same step.")
 
     def unet_evaluations(self, task: Task) -> int:

@@ -123,7 +123,7 @@ class Spm(Constants, Eraser):
     learning_rate: FiniteFloat = Field(
         1e-4, gt=0, le=1, description="Of AdamW, which has 8 bits in the code."
     )
-    updates: int = Field(3000, ge=1, le=10**7)
+    updates: int = Field(3000, ge=1, le=10**7, description="Of the adapters.")
     warmup: int = Field(500, ge=0, le=10**7, description="Updates; then a cosine with three restarts.")
     batch: int = Field(1, ge=1, le=4096, description="Latents of an update; they stop at the same step.")
 
