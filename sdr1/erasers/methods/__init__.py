@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdr1.erasers.methods.advunlearn import AdvUnlearn
 from sdr1.erasers.methods.ca import Ca
 from sdr1.erasers.methods.casteer import Casteer
+from sdr1.erasers.methods.cpe import Cpe, Cpe4
 from sdr1.erasers.methods.doco import DoCo
 from sdr1.erasers.methods.erasediff import EraseDiff
 from sdr1.erasers.methods.esd import EsdU, EsdX
@@ -13,6 +14,7 @@ from sdr1.erasers.methods.mace import Mace
 from sdr1.erasers.methods.rece import Rece
 from sdr1.erasers.methods.receler import Receler
 from sdr1.erasers.methods.sa import Sa
+from sdr1.erasers.methods.saeuron import Saeuron
 from sdr1.erasers.methods.safetydpo import SafetyDpo
 from sdr1.erasers.methods.sld import Sld
 from sdr1.erasers.methods.spm import Spm
@@ -38,5 +40,8 @@ METHODS: dict[str, type[Eraser]] = {
         Fmn,
         DoCo,
         AdvUnlearn,
+        Cpe,
+        Cpe4,
+        Saeuron,
     )
 }
