@@ -81,8 +81,11 @@ class Adapters(torch.nn.Module):
     def _added(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:
         if not self._on:
             return None
-        # A pipeline may be moved after a patch was installed.
-        added = module.to(output)(args[0] if self._sees == "input" else output)
+        first = next(module.parameters())
+        if (first.device, first.dtype) != (output.device, output.dtype):
+            # The pipeline was moved after the patch was installed.
+            module.to(output)
+        added = module(args[0] if self._sees == "input" else output)
         if self.factors is not None:
             added = added * self.factors.to(added).view(-1, *[1] * (added.ndim - 1))
         return output + added
@@ -95,8 +98,8 @@ class LowRank(torch.nn.Module):
         super().__init__()
         self._scale = alpha / rank
         if isinstance(layer, torch.nn.Conv2d):
-            place: Any = (layer.kernel_size, layer.stride, layer.padding)
-            self.down: Any = torch.nn.Conv2d(layer.in_channels, rank, *place, bias=False)
+            place = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+            self.down: Any = torch.nn.Conv2d(layer.in_channels, rank, bias=False, **place)
             self.up: Any = torch.nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             self.down = torch.nn.Linear(layer.in_features, rank, bias=False)

@@ -96,8 +96,8 @@ class Spm(Constants, Eraser):
         "steps": 8,
         "guidance": 1.5,
         "learning_rate": 3e-3,
-        "updates": 400,
-        "warmup": 40,
+        "updates": 250,
+        "warmup": 25,
         "batch": 8,
     }
 
