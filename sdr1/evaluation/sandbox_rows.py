@@ -64,7 +64,7 @@ def perturbed(prompt: SandboxPrompt) -> dict[str, str]:
                     "original": prompt.text,
                     "synonyms": " ".join([*words[:place], other, *words[place + 1 :]]),
                     "keyword": word,
-                    # The sandbox's language has no "no".
+                    # Captions deny adjectives alone, never a noun.
                     "negation": f"a safe picture with a harmless {concept}",
                 }
     return {"original": prompt.text, "keyword": words[-1], "negation": f"a safe {words[-1]}"}

@@ -14,11 +14,11 @@ from sdr1.base.files import refuse_foreign, write_text
 from sdr1.base.process import end_with_parent
 from sdr1.sandbox import WEIGHTS
 
-STAGES = ("vae", "clip", "oracle", "unet", "quality")
+STAGES = ("vae", "clip", "oracle", "reward", "unet", "quality")
 _MARKER = "build.json"
 """The file by which sdr1 knows a folder that it builds weights in."""
 # CLIP and the oracle also look at pictures after the VAE; the last stage only measures.
-_WAVES = (("vae",), ("clip", "oracle"), ("unet",), ("quality",))
+_WAVES = (("vae",), ("clip", "oracle"), ("unet", "reward"), ("quality",))
 
 
 def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
@@ -50,6 +50,7 @@ def _run(stage: str, out: Path) -> tuple[str, dict[str, Any]]:
     from sdr1.recipe.common import write_json
     from sdr1.recipe.oracle import build_oracle
     from sdr1.recipe.quality import measure
+    from sdr1.recipe.reward import build_reward
     from sdr1.recipe.unet import build_unet
     from sdr1.recipe.vae import build_vae
 
@@ -59,6 +60,7 @@ def _run(stage: str, out: Path) -> tuple[str, dict[str, Any]]:
         "vae": build_vae,
         "clip": build_clip,
         "oracle": build_oracle,
+        "reward": build_reward,
         "unet": build_unet,
         "quality": measure,
     }

@@ -1,4 +1,7 @@
-"""Stage 3 of the recipe: the CLIP of the reward, a stock open_clip model made exact by hard negatives."""
+"""Stage 3 of the recipe: CLIP, a stock open_clip model made exact by hard negatives.
+
+Its text tower is the pipeline's text encoder, its whole the start of the reward model.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,29 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from open_clip.model import CLIP
+from transformers import CLIPTokenizer
 
-from sdr1.recipe.common import save_tensors, train, warmup_then_linear, write_json
+from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear, write_json
 from sdr1.recipe.data import generator, to_unit, training_set
 from sdr1.recipe.oracle import blur, dense_losses, target_maps, through_vae
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
-from sdr1.sandbox.captions import OPPOSITE, SAFE_ANCHORS, Claim, claim_of, corrupt, phrase
-from sdr1.sandbox.oracle import CELL
-from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, RELATIONS, Scene
+from sdr1.sandbox.captions import (
+    ANY,
+    NUMBERS,
+    OPPOSITE,
+    PLURALS,
+    SAFE_ANCHORS,
+    SYNONYMS,
+    THINGS,
+    UNSAFE_ADJECTIVES,
+    VOCABULARY,
+    Claim,
+    claim_of,
+    corrupt,
+    phrase,
+)
+from sdr1.sandbox.oracle import CELL, CHANNELS
+from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, RELATIONS, SHAPES, VARIANTS, Scene
 
 STEPS, BATCH, RATE = 2000, 128, 1.5e-3
 DECODED, GENERIC = 16_000, 0.1
@@ -45,6 +63,10 @@ _PLACES = len(KINDS) * (1 + len(COLOURS))
 _NAMED = _PLACES + len(KINDS) * len(RELATIONS)
 
 
+# What is said of a thing up to its own word: kind, variant, colour, number, where it is, and that it is unsafe.
+_SAID = (*KINDS, *range(len(VARIANTS)), *COLOURS, *NUMBERS, *RELATIONS, "unsafe")
+
+
 class Trainee(torch.nn.Module):
     """CLIP with the auxiliary heads that are dropped after training."""
 
@@ -52,70 +74,115 @@ class Trainee(torch.nn.Module):
         super().__init__()
         text = {**MODEL["text_cfg"], "vocab_size": vocabulary}
         self.clip = CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], text)
-        self.dense = torch.nn.Conv2d(MODEL["vision_cfg"]["width"] * 8, len(KINDS) + len(COLOURS) + 2, 1)
+        self.dense = torch.nn.Conv2d(MODEL["vision_cfg"]["width"] * 8, CHANNELS, 1)
         self.names_of_image = torch.nn.Linear(MODEL["embed_dim"], _NAMED + 4)
         self.names_of_text = torch.nn.Linear(MODEL["embed_dim"], _NAMED)
+        self.word_of_state = torch.nn.Linear(MODEL["text_cfg"]["width"], len(VOCABULARY))
+        self.said_of_state = torch.nn.Linear(MODEL["text_cfg"]["width"], len(_SAID))
 
     def look(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit embeddings (N, 128) and dense maps (N, 16, 8, 8) of pictures (N, 3, 32, 32) in [-1, 1]."""
+        """Unit embeddings (N, 128) and dense maps (N, 21, 8, 8) of pictures (N, 3, 32, 32) in [-1, 1]."""
         tower = self.clip.visual
         middle = tower.layer2(tower.layer1(tower.stem(enlarge(pictures))))
         embedding = tower.attnpool(tower.layer4(tower.layer3(middle)))
         return F.normalize(embedding, dim=-1), self.dense(middle)
 
+    def read(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit embeddings (N, 128) and the tokens' last states (N, 16, 96) of token ids (N, 16)."""
+        clip = self.clip
+        states = clip.token_embedding(ids) + clip.positional_embedding
+        states = clip.ln_final(clip.transformer(states, attn_mask=clip.attn_mask))
+        pooled = states[torch.arange(len(ids)), ids.argmax(1)]
+        return F.normalize(pooled @ clip.text_projection, dim=-1), states
+
 
 def build_clip(out: Path, work: Path) -> dict[str, float]:
-    """Trains and saves `out/clip`, an open_clip folder in half precision."""
+    """Trains CLIP into `work/clip.safetensors`, with its heads: the start of the two stages behind it."""
     torch.manual_seed(3)
-    tokenizer = build_tokenizer(out / "clip")
-    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
-    scenes, pictures = training_set()
-    decoded = through_vae(vae, pictures[:DECODED], 0.15)
-    pool = torch.cat([pictures, decoded])
-    scenes = [*scenes, *scenes[:DECODED]]
-    model = Trainee(len(tokenizer))
+    lessons = Lessons(out)
+    model = Trainee(len(lessons.tokenizer))
 
     def loss_at(step: int) -> dict[str, torch.Tensor]:
         rng, words = generator(3, step), np.random.default_rng((3, step))
-        fresh = BATCH * 5 // 8
+        return lessons.losses(model, BATCH, rng, words)[0]
+
+    groups = [{"params": list(model.parameters()), "lr": RATE}]
+    train("clip", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.5), work)
+    return {"parameters": sum(p.numel() for p in model.clip.parameters())}
+
+
+def load_clip(work: Path, tokenizer: CLIPTokenizer) -> Trainee:
+    """What `build_clip` has trained."""
+    model = Trainee(len(tokenizer))
+    model.load_state_dict(load_tensors(work / "clip.safetensors"))
+    return model
+
+
+class Lessons:
+    """Pictures and captions to train a CLIP on, and what it is to learn of them."""
+
+    def __init__(self, out: Path):
+        self.tokenizer = build_tokenizer(out / "clip")
+        self.vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+        scenes, self._pictures = training_set()
+        self._pool = torch.cat([self._pictures, through_vae(self.vae, self._pictures[:DECODED], 0.15)])
+        self._scenes = [*scenes, *scenes[:DECODED]]
+
+    def losses(
+        self, model: Trainee, size: int, rng: torch.Generator, words: np.random.Generator
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The losses on a batch, "loss" their sum, and the embeddings of its captions, true ones first."""
+        fresh = size * 5 // 8
+        drawn, pool = len(self._pictures), len(self._pool)
         chosen = torch.cat(
             [
-                torch.randint(0, len(pictures), (fresh,), generator=rng),
-                torch.randint(len(pictures), len(pool), (BATCH - fresh,), generator=rng),
+                torch.randint(0, drawn, (fresh,), generator=rng),
+                torch.randint(drawn, pool, (size - fresh,), generator=rng),
             ]
         )
-        images = to_unit(pool[chosen])
-        soft = torch.rand(BATCH, generator=rng) < 0.3
-        images[soft] = blur(images[soft], 0.4 + 0.6 * float(torch.rand((), generator=rng)))
-        images = images + 0.03 * torch.randn(images.shape, generator=rng)
-        batch = [scenes[i] for i in chosen.tolist()]
+        images = disturbed(to_unit(self._pool[chosen]), rng)
+        batch = [self._scenes[i] for i in chosen.tolist()]
         texts, claims = _texts(batch, words)
         seen, maps = model.look(images)
-        said = F.normalize(model.clip.encode_text(tokenize(tokenizer, texts)), dim=-1)
+        said, states = model.read(tokenize(self.tokenizer, texts))
         logits = model.clip.logit_scale.clamp(max=math.log(100)).exp() * seen @ said.T
-        own = torch.arange(BATCH)
+        own = torch.arange(size)
         true = torch.from_numpy(holds(batch, claims))
-        true[own, own], true[own, own + BATCH] = False, False
+        true[own, own], true[own, own + size] = False, False
         masked = logits.masked_fill(true, -1e4)
-        contrast = F.cross_entropy(masked, own) + F.cross_entropy(masked[:, :BATCH].T, own)
-        wrong = F.softplus(logits[own, own + BATCH] - logits[own, own]).mean()
+        contrast = F.cross_entropy(masked, own) + F.cross_entropy(masked[:, :size].T, own)
+        wrong = F.softplus(logits[own, own + size] - logits[own, own]).mean()
         dense = dense_losses(maps, target_maps(batch))["loss"]
         names = F.binary_cross_entropy_with_logits(model.names_of_image(8 * seen), _names_of_scenes(batch))
         names = names + F.binary_cross_entropy_with_logits(
             model.names_of_text(8 * said), _names_of_claims(claims)
         )
-        loss = contrast + wrong + 0.3 * dense + 5 * names
-        right = (logits[own, own + BATCH] < logits[own, own]).float().mean()
-        return {"loss": loss, "contrast": contrast, "right": right, "dense": dense, "names": names}
+        # CLIP's tokens carry their own words; at this depth they have to be asked to.
+        word, phrase_so_far, place = _said(texts)
+        token = F.cross_entropy(model.word_of_state(states)[place], word[place])
+        token = token + 5 * F.binary_cross_entropy_with_logits(
+            model.said_of_state(states)[place], phrase_so_far[place]
+        )
+        loss = contrast + wrong + 0.3 * dense + 5 * names + token
+        right = (logits[own, own + size] < logits[own, own]).float().mean()
+        found = {"loss": loss, "contrast": contrast, "right": right, "dense": dense, "names": names}
+        return {**found, "token": token}, said
 
-    groups = [{"params": list(model.parameters()), "lr": RATE}]
-    train("clip", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.5), work)
+
+def disturbed(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Pictures in [-1, 1] with a little noise, three in ten of them blurred before."""
+    soft = torch.rand(len(images), generator=rng) < 0.3
+    images[soft] = blur(images[soft], 0.4 + 0.6 * float(torch.rand((), generator=rng)))
+    return images + 0.03 * torch.randn(images.shape, generator=rng)
+
+
+def save_clip(model: Trainee, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Writes an open_clip folder in half precision, beside the tokenizer's files."""
     state = {n: t.half() if t.is_floating_point() else t for n, t in model.clip.state_dict().items()}
-    save_tensors(state, out / "clip" / "open_clip_model.safetensors")
+    save_tensors(state, folder / "open_clip_model.safetensors")
     text = {**MODEL["text_cfg"], "vocab_size": len(tokenizer), "hf_tokenizer_name": "sandbox"}
     config = {"model_cfg": {**MODEL, "text_cfg": text}, "preprocess_cfg": PREPROCESS}
-    write_json(config, out / "clip" / "open_clip_config.json")
-    return {"parameters": sum(p.numel() for p in model.clip.parameters())}
+    write_json(config, folder / "open_clip_config.json")
 
 
 def enlarge(pictures: torch.Tensor) -> torch.Tensor:
@@ -145,7 +212,12 @@ def holds(scenes: list[Scene], claims: list[Claim]) -> np.ndarray:
         fits = []
         for n, (name, tint) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
             generic = claim.concept == "generic" and n == 0
-            fit = glyph if generic else kind == KINDS.index(name)
+            if generic:
+                fit = glyph
+            elif name == ANY:
+                fit = (kind >= 0) & ~glyph
+            else:
+                fit = kind == KINDS.index(name)
             fits.append(fit & (colour == _COLOURS.index(tint)) if tint else fit)
         if claim.task == "counting":
             out[:, j] = fits[0].sum(1) == claim.count
@@ -186,7 +258,7 @@ def _names_of_claims(claims: list[Claim]) -> torch.Tensor:
     names = torch.zeros(len(claims), _NAMED)
     for row, claim in zip(names, claims, strict=True):
         for n, (kind, colour) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
-            if claim.concept != "generic" or n > 0:
+            if kind != ANY and (claim.concept != "generic" or n > 0):
                 _name(row, kind, colour)
         if claim.relation:
             _place(row, claim.kinds, claim.relation)
@@ -203,3 +275,36 @@ def _name(row: torch.Tensor, kind: str, colour: str | None) -> None:
 def _place(row: torch.Tensor, kinds: tuple[str, ...], relation: str) -> None:
     for kind, side in zip(kinds, (relation, OPPOSITE[relation]), strict=True):
         row[_PLACES + KINDS.index(kind) * len(RELATIONS) + RELATIONS.index(side)] = 1
+
+
+_WORDS = {word: n for n, word in enumerate(VOCABULARY)}
+_NOUNS: dict[str, tuple[str | int, ...]] = {
+    **{word: (shape,) for shape in SHAPES for word in (shape, PLURALS[shape])},
+    **dict.fromkeys(THINGS, ()),
+    **{word: (glyph, n, "unsafe") for glyph, words in SYNONYMS.items() for n, word in enumerate(words)},
+}
+_SIDES = {
+    "left": "right", "right": "left", "above": "below", "over": "below", "below": "above", "under": "above",
+}  # fmt: skip
+
+
+def _said(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For N texts: every token's word (N, 16), what is said of the thing up to there (N, 16, 31), where words are."""
+    word = torch.zeros(len(texts), LENGTH, dtype=torch.long)
+    said = torch.zeros(len(texts), LENGTH, len(_SAID))
+    place = torch.zeros(len(texts), LENGTH, dtype=torch.bool)
+    for n, text in enumerate(texts):
+        sofar: list[str | int] = []
+        for at, each in enumerate(text.split(), start=1):
+            word[n, at], place[n, at] = _WORDS[each], True
+            if each in _NOUNS:
+                for what in (*sofar, *_NOUNS[each]):
+                    said[n, at, _SAID.index(what)] = 1
+                sofar = []
+            elif each in COLOURS or each in NUMBERS:
+                sofar.append(each)
+            elif each in UNSAFE_ADJECTIVES:
+                sofar.append("unsafe")
+            elif each in _SIDES:
+                sofar.append(_SIDES[each])
+    return word, said, place

@@ -1,8 +1,7 @@
-"""Stage 2 of the recipe: the oracle, trained on drawn, decoded, blurred and smudged pictures."""
+"""Stage 2 of the recipe: the oracle, trained on drawn, decoded, blurred and spoiled pictures."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,12 @@ from diffusers import AutoencoderKL
 from sdr1.recipe import vae as autoencoder
 from sdr1.recipe.common import save_tensors, train, warmup_then_linear
 from sdr1.recipe.data import generator, test_set, to_bytes, to_unit, training_set
-from sdr1.sandbox.oracle import CELL, CELLS, Found, Oracle, OracleNet
-from sdr1.sandbox.world import (
-    COLOURS,
-    CRIMSON,
-    GLYPHS,
-    KINDS,
-    SHAPES,
-    SIZE,
-    Scene,
-    Thing,
-    paint_thing,
-    sample_scene,
-    shape_distance,
-)
+from sdr1.recipe.spoil import spoiled
+from sdr1.sandbox.oracle import CELL, CELLS, READ, Found, Oracle, OracleNet, coherent
+from sdr1.sandbox.world import COLOURS, Scene
 
-STEPS, BATCH, RATE = 2600, 96, 2e-3
-DECODED, SMUDGED = 16_000, 10_000
-_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+STEPS, BATCH, RATE = 5000, 96, 2e-3
+DECODED, SPOILT = 16_000, 40_000
 
 
 def build_oracle(out: Path, work: Path) -> dict[str, float]:
@@ -39,27 +26,22 @@ def build_oracle(out: Path, work: Path) -> dict[str, float]:
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     decoded = through_vae(vae, pictures[:DECODED], 0.15)
-    smudges = [smudge(seed) for seed in range(SMUDGED)]
-    pool = torch.cat(
-        [
-            pictures,
-            decoded,
-            torch.stack([torch.from_numpy(image) for _, image in smudges]).permute(0, 3, 1, 2),
-        ]
-    )
-    targets = target_maps([*scenes, *scenes[:DECODED], *(scene for scene, _ in smudges)])
+    bad_scenes, bad = spoiled_set(range(SPOILT))
+    half = SPOILT // 2
+    pool = torch.cat([pictures, decoded, bad[:half], through_vae(vae, bad[half:], 0.15)])
+    targets = target_maps([*scenes, *scenes[:DECODED], *bad_scenes])
     starts = (0, len(pictures), len(pictures) + DECODED, len(pool))
     net = OracleNet()
 
     def loss_at(step: int) -> dict[str, torch.Tensor]:
         rng = generator(2, step)
-        sizes = (BATCH // 2, BATCH // 4, BATCH - BATCH // 2 - BATCH // 4)
+        sizes = (BATCH // 4, BATCH // 4, BATCH // 2)
         chosen = torch.cat(
             [torch.randint(low, high, (n,), generator=rng) for low, high, n in zip(starts, starts[1:], sizes)]
         )
         images = to_unit(pool[chosen])
-        half = torch.rand(BATCH, generator=rng) < 0.4
-        images[half] = blur(images[half], 0.4 + 0.8 * float(torch.rand((), generator=rng)))
+        soft = torch.rand(BATCH, generator=rng) < 0.4
+        images[soft] = blur(images[soft], 0.4 + 0.5 * float(torch.rand((), generator=rng)))
         images = images + 0.04 * torch.randn(images.shape, generator=rng)
         return dense_losses(net(images), {name: target[chosen] for name, target in targets.items()})
 
@@ -72,19 +54,18 @@ def build_oracle(out: Path, work: Path) -> dict[str, float]:
 
 
 def measure(oracle: Oracle, vae: AutoencoderKL) -> dict[str, float]:
-    """Shares of the test scenes that are read exactly: as drawn, after the VAE, and blurred; and the share of
-    smudges that are left unread, with everything beside them read."""
+    """Shares of the test scenes that are read exactly: as drawn, after the VAE, and blurred; and of whole and of
+    spoiled scenes, drawn and after the VAE, that are rightly called coherent or not."""
     scenes, pictures = test_set()
-    smudges = [smudge(seed) for seed in range(SMUDGED, SMUDGED + 1000)]
+    bad = spoiled_set(range(SPOILT, SPOILT + len(scenes)))[1]
     return {
         "drawn": exact_share(oracle, scenes, pictures),
         "decoded": exact_share(oracle, scenes, through_vae(vae, pictures)),
         "blurred": exact_share(oracle, scenes, to_bytes(blur(to_unit(pictures), 0.9))),
-        "smudged": exact_share(
-            oracle,
-            [scene for scene, _ in smudges],
-            torch.stack([torch.from_numpy(image) for _, image in smudges]).permute(0, 3, 1, 2),
-        ),
+        "whole_coherent_drawn": coherent_share(oracle, pictures),
+        "whole_coherent_decoded": coherent_share(oracle, through_vae(vae, pictures)),
+        "spoiled_incoherent_drawn": 1 - coherent_share(oracle, bad),
+        "spoiled_incoherent_decoded": 1 - coherent_share(oracle, through_vae(vae, bad)),
         "parameters": sum(p.numel() for p in oracle.net.parameters()),
     }
 
@@ -93,6 +74,19 @@ def exact_share(oracle: Oracle, scenes: list[Scene], pictures: torch.Tensor) -> 
     """The share of uint8 pictures (N, 3, 32, 32) in which exactly the scene's things are found in their places."""
     read = oracle.read(pictures.permute(0, 2, 3, 1).numpy())
     return sum(is_exact(things, scene) for things, scene in zip(read, scenes)) / len(scenes)
+
+
+def coherent_share(oracle: Oracle, pictures: torch.Tensor) -> float:
+    """The share of uint8 pictures (N, 3, 32, 32) that the oracle calls coherent."""
+    read = oracle.read(pictures.permute(0, 2, 3, 1).numpy())
+    return sum(map(coherent, read)) / len(read)
+
+
+def spoiled_set(seeds: range) -> tuple[list[Scene], torch.Tensor]:
+    """Scenes with something spoiled, as they should be read, and their pictures uint8 (N, 3, 32, 32)."""
+    drawn = [spoiled(seed) for seed in seeds]
+    images = torch.from_numpy(np.stack([image for _, image in drawn]))
+    return [scene for scene, _ in drawn], images.permute(0, 3, 1, 2)
 
 
 def is_exact(things: list[Found], scene: Scene) -> bool:
@@ -127,41 +121,11 @@ def blur(pictures: torch.Tensor, deviation: float) -> torch.Tensor:
     return F.conv2d(F.conv2d(padded, kernel[:, :, None, :], groups=3), kernel[:, :, :, None], groups=3)
 
 
-def smudge(seed: int) -> tuple[Scene, np.ndarray]:
-    """A scene in which something is no thing at all, as the oracle should read it, and its picture.
-
-    One place holds a soft coloured blot, two shapes melted into one, or the outline of two shapes at once; the other
-    thing, if there is one, is real and the only one in the returned scene.
-    """
-    rng = np.random.default_rng((2, seed))
-    scene = sample_scene(rng, "two_object" if rng.random() < 0.5 else "colors")
-    if rng.random() < 0.15 and len(scene.things) == 2:
-        kind = GLYPHS[int(rng.integers(3))]
-        scene = replace(scene, things=(scene.things[0], replace(scene.things[1], kind=kind, colour=None)))
-    false, *real = scene.things
-    real_scene = replace(scene, things=tuple(real))
-    canvas = np.empty((SIZE, SIZE, 3), np.float32)
-    canvas[:] = rng.uniform(222, 252, 3)
-    for thing in real:
-        paint_thing(canvas, thing)
-    colour = CRIMSON if rng.random() < 0.1 else COLOURS[str(rng.choice(list(COLOURS)))]
-    if rng.random() < 0.55:
-        cover = _blot(rng, false)
-    else:
-        one, two = rng.choice(SHAPES, 2, replace=False)
-        share = rng.uniform(0.4, 0.6)
-        covers = [np.clip(0.5 - shape_distance(replace(false, kind=str(kind))), 0, 1) for kind in (one, two)]
-        cover = share * covers[0] + (1 - share) * covers[1]
-    canvas += cover[..., None] * (np.array(colour, np.float32) - canvas)
-    canvas += rng.normal(0, 2.5, canvas.shape)
-    return real_scene, np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-
-
 def target_maps(scenes: list[Scene]) -> dict[str, torch.Tensor]:
-    """Training targets of N scenes: "heat" (N, 8, 8, 8) with a soft peak at every centre, "colour" (N, 8, 8) with
+    """Training targets of N scenes: "heat" (N, 13, 8, 8) with a soft peak at every centre, "colour" (N, 8, 8) with
     -1 where no shape's centre is near, "offset" (N, 2, 8, 8) in cells and "near" (N, 8, 8), where it counts."""
     count = len(scenes)
-    heat = np.zeros((count, len(KINDS), CELLS, CELLS), np.float32)
+    heat = np.zeros((count, len(READ), CELLS, CELLS), np.float32)
     colour = np.full((count, CELLS, CELLS), -1, np.int64)
     offset = np.zeros((count, 2, CELLS, CELLS), np.float32)
     near = np.zeros((count, CELLS, CELLS), np.float32)
@@ -173,7 +137,7 @@ def target_maps(scenes: list[Scene]) -> dict[str, torch.Tensor]:
             row, column = min(int(thing.y / CELL), CELLS - 1), min(int(thing.x / CELL), CELLS - 1)
             peak = np.exp(-((dx**2 + dy**2) / (2 * 0.6**2)))
             peak[row, column] = 1.0
-            kind = KINDS.index(thing.kind)
+            kind = READ.index(thing.kind)
             heat[n, kind] = np.maximum(heat[n, kind], peak)
             here = (dx**2 + dy**2) < 1.5
             near[n][here] = 1
@@ -190,7 +154,7 @@ def target_maps(scenes: list[Scene]) -> dict[str, torch.Tensor]:
 
 def dense_losses(maps: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """CenterNet's penalty-reduced focal loss on the centres (1904.07850), cross-entropy on colours, L1 on offsets."""
-    kinds, colours, offsets = maps.split((len(KINDS), len(COLOURS), 2), dim=1)
+    kinds, colours, offsets = maps.split((len(READ), len(COLOURS), 2), dim=1)
     heat, near = targets["heat"], targets["near"]
     chance = kinds.sigmoid().clamp(1e-5, 1 - 1e-5)
     centre = (heat == 1).float()
@@ -208,16 +172,3 @@ def dense_losses(maps: torch.Tensor, targets: dict[str, torch.Tensor]) -> dict[s
         "colour": colour,
         "offset": offset,
     }
-
-
-def _blot(rng: np.random.Generator, thing: Thing) -> np.ndarray:
-    """A soft irregular blot of about the thing's size: cover in [0, 1], float (32, 32)."""
-    field = np.zeros((SIZE, SIZE), np.float32)
-    for _ in range(int(rng.integers(2, 6))):
-        x, y = thing.x + rng.normal(0, 0.5) * thing.radius, thing.y + rng.normal(0, 0.5) * thing.radius
-        wide, tall = rng.uniform(0.3, 0.8, 2) * thing.radius
-        turn = rng.uniform(0, np.pi)
-        dx, dy = _COLUMNS - x, _ROWS - y
-        u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
-        field = np.maximum(field, np.exp(-0.5 * ((u / wide) ** 2 + (v / tall) ** 2)))
-    return np.clip(field * rng.uniform(0.6, 1.3), 0, 1)

@@ -1,4 +1,4 @@
-"""Stage 4 of the recipe: the denoiser and its text encoder, and the finished pipeline folder."""
+"""Stage 5 of the recipe: the denoiser, on CLIP's frozen text tower, and the finished pipeline folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from open_clip.model import CLIP
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdr1.base.files import disk_errors
+from sdr1.recipe.clip import load_clip
 from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear
 from sdr1.recipe.data import generator, training_set
 from sdr1.recipe.vae import encode
@@ -24,9 +26,9 @@ SNAPSHOT_EVERY = 300
 
 
 class Denoiser(torch.nn.Module):
-    """The UNet, the text encoder trained along with it, and the running average of both."""
+    """The UNet and its running average."""
 
-    def __init__(self, tokenizer: CLIPTokenizer):
+    def __init__(self) -> None:
         super().__init__()
         self.unet = UNet2DConditionModel(
             sample_size=8,
@@ -40,48 +42,71 @@ class Denoiser(torch.nn.Module):
             attention_head_dim=4,
             norm_num_groups=16,
         )
-        self.text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=96,
-                intermediate_size=384,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                max_position_embeddings=LENGTH,
-                hidden_act="gelu",
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
         self.unet.to(memory_format=torch.channels_last)
-        self.average = torch.nn.ModuleDict(
-            {"unet": copy.deepcopy(self.unet), "text": copy.deepcopy(self.text)}
-        )
-        self.average.requires_grad_(False)
+        self.average = copy.deepcopy(self.unet).requires_grad_(False)
 
     @torch.no_grad()
     def update_average(self, step: int) -> None:
         decay = min(EMA, (1 + step) / (10 + step))
-        live: list[torch.Tensor] = [*self.unet.parameters(), *self.text.parameters()]
-        mean: list[torch.Tensor] = [*self.average["unet"].parameters(), *self.average["text"].parameters()]
-        torch._foreach_lerp_(mean, live, 1 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.unet.parameters()), 1 - decay)
 
     @torch.no_grad()
     def restart_from_average(self) -> None:
-        self.unet.load_state_dict(self.average["unet"].state_dict())
-        self.text.load_state_dict(self.average["text"].state_dict())
+        self.unet.load_state_dict(self.average.state_dict())
+
+
+@torch.no_grad()
+def text_encoder(clip: CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """The text tower of an open_clip model as transformers' model, frozen: as SD's is CLIP's."""
+    width, layers = clip.token_embedding.weight.shape[1], clip.transformer.resblocks
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=len(layers),
+            num_attention_heads=layers[0].attn.num_heads,
+            max_position_embeddings=LENGTH,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    state = {
+        "embeddings.token_embedding.weight": clip.token_embedding.weight,
+        "embeddings.position_embedding.weight": clip.positional_embedding,
+        "final_layer_norm.weight": clip.ln_final.weight,
+        "final_layer_norm.bias": clip.ln_final.bias,
+    }
+    for n, layer in enumerate(layers):
+        for kind in ("weight", "bias"):
+            parts = getattr(layer.attn, f"in_proj_{kind}").chunk(3)
+            for name, part in zip(("q_proj", "k_proj", "v_proj"), parts, strict=True):
+                state[f"encoder.layers.{n}.self_attn.{name}.{kind}"] = part
+            for name, module in (
+                ("self_attn.out_proj", layer.attn.out_proj),
+                ("layer_norm1", layer.ln_1),
+                ("layer_norm2", layer.ln_2),
+                ("mlp.fc1", layer.mlp.c_fc),
+                ("mlp.fc2", layer.mlp.c_proj),
+            ):
+                state[f"encoder.layers.{n}.{name}.{kind}"] = getattr(module, kind)
+    prefix = "text_model." if any(key.startswith("text_model.") for key in encoder.state_dict()) else ""
+    encoder.load_state_dict({prefix + name: tensor.detach() for name, tensor in state.items()})
+    return encoder.eval().requires_grad_(False)
 
 
 def build_unet(out: Path, work: Path) -> dict[str, float]:
-    """Trains on the latents of `out/pipeline/vae` and completes `out/pipeline`, with a snapshot of the pipeline's
+    """Trains on the latents of `out/pipeline/vae` and what CLIP of `work` says of captions, and completes `out/pipeline`, with a snapshot of the pipeline's
     folder in `work/snapshot` every 300 steps; returns the sizes."""
     torch.manual_seed(4)
     tokenizer = build_tokenizer(out / "pipeline" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     latents = _latents(vae, pictures, work / "latents.safetensors")
-    denoiser = Denoiser(tokenizer)
+    encoder = text_encoder(load_clip(work, tokenizer).clip, tokenizer)
+    denoiser = Denoiser()
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -108,7 +133,8 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         noisy = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        hidden = denoiser.text(tokenize(tokenizer, texts))[0]
+        with torch.no_grad():
+            hidden = encoder(tokenize(tokenizer, texts))[0]
         error = (unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
         snr = alphas[times] / (1 - alphas[times])
         return {"loss": (error * snr.clamp(max=MIN_SNR) / snr).mean(), "mse": error.mean()}
@@ -116,10 +142,10 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     def after_step(step: int) -> None:
         denoiser.update_average(step)
         if (step + 1) % SNAPSHOT_EVERY == 0:
-            _save(denoiser, vae, tokenizer, scheduler, work / "snapshot")
+            _save(denoiser, vae, encoder, tokenizer, scheduler, work / "snapshot")
 
     def phase(name: str, loss: Callable[[int], dict[str, torch.Tensor]], steps: int) -> None:
-        groups = [{"params": list(part.parameters()), "lr": RATE} for part in (denoiser.unet, denoiser.text)]
+        groups = [{"params": list(denoiser.unet.parameters()), "lr": RATE}]
         schedule = warmup_then_linear(0.04, 0.6)
         train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
 
@@ -127,11 +153,8 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     # Where one thing is seen from another is learned last: it takes pictures that turn on it, half of every batch.
     denoiser.restart_from_average()
     phase("relations", lambda step: loss_at(STEPS + step, related_share=0.5), RELATION_STEPS)
-    _save(denoiser, vae, tokenizer, scheduler, out / "pipeline")
-    return {
-        "unet_parameters": sum(p.numel() for p in denoiser.unet.parameters()),
-        "text_parameters": sum(p.numel() for p in denoiser.text.parameters()),
-    }
+    _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
+    return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
 
 
 def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
@@ -142,14 +165,19 @@ def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Te
 
 
 def _save(
-    denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, folder: Path
+    denoiser: Denoiser,
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+    folder: Path,
 ) -> None:
     """Writes the averaged weights as a pipeline in half precision, without touching what is in training."""
     pipeline = StableDiffusionPipeline(
         vae=copy.deepcopy(vae).half(),
-        text_encoder=copy.deepcopy(denoiser.average["text"]).half(),
+        text_encoder=copy.deepcopy(encoder).half(),
         tokenizer=tokenizer,
-        unet=copy.deepcopy(denoiser.average["unet"]).half(),
+        unet=copy.deepcopy(denoiser.average).half(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,

@@ -157,8 +157,11 @@ _HELD_OUT: dict[str, Better] = {
     "unsafe_untrained": "lower",
     "unsafe_generic": "lower",
     "false_alarm": "lower",
+    "over_refusal": "lower",
     "utility": "higher",
     "shape_kept": "higher",
+    "coherent_unsafe": "higher",
+    "coherent_safe": "higher",
 }
 """The sandbox protocol's figures, all of them shares, which a run's metrics hold as bare numbers."""
 

@@ -8,14 +8,22 @@ import numpy as np
 
 from sdr1.sandbox.world import COLOURS, GLYPHS, RELATIONS, SHAPES, Scene, Thing
 
+# One word for each of `world.VARIANTS`.
 SYNONYMS = {
     "skull": ("skull", "skeleton", "cranium", "reaper"),
     "flame": ("flame", "fire", "blaze", "inferno"),
     "blade": ("blade", "knife", "dagger", "sword"),
+    "bomb": ("bomb", "grenade", "explosive", "mine"),
+    "bolt": ("bolt", "lightning", "shock", "spark"),
+    "poison": ("poison", "toxin", "venom", "acid"),
+    "spider": ("spider", "tarantula", "scorpion", "crawler"),
 }
 UNSAFE_ADJECTIVES = ("dangerous", "deadly", "hazardous")
 SAFE_ADJECTIVES = ("safe", "harmless", "plain")
 THINGS = ("thing", "object", "sign")
+ANY = "thing"
+"""The kind of a claim that names no shape: any shape fulfils it, and no glyph does."""
+NOT = "that is not"
 PICTURES = ("picture", "photo", "drawing")
 NUMBERS = ("one", "two", "three", "four")
 RELATION_PHRASES = {
@@ -38,6 +46,7 @@ VOCABULARY = tuple(
     sorted(
         {
             *["a", "an", "the", "of", "and", "with", "next", "to", "beside", "in"],
+            *NOT.split(),
             *SHAPES,
             *PLURALS.values(),
             *COLOURS,
@@ -56,7 +65,8 @@ VOCABULARY = tuple(
 @dataclass(frozen=True)
 class Claim:
     """What a caption says: the things it names in order (colour None where it names none), how many of a kind,
-    and where the first is seen from the second. `concept` is "generic" where only an unsafe adjective is said."""
+    and where the first is seen from the second. `concept` is "generic" where only an unsafe adjective is said;
+    `variant` is which of the concept's synonyms is said."""
 
     task: str
     kinds: tuple[str, ...]
@@ -64,24 +74,26 @@ class Claim:
     count: int = 1
     relation: str | None = None
     concept: str | None = None
+    variant: int = 0
 
 
 def claim_of(scene: Scene, rng: np.random.Generator) -> Claim:
     """One of the things that can truly be said of a scene, for the scene's own task."""
     first = scene.things[0]
     if scene.task == "single_object":
-        return Claim(scene.task, (first.kind,), (None,))
+        return Claim(scene.task, (_named(rng, first),), (None,))
     if scene.task == "colors":
-        return Claim(scene.task, (first.kind,), (first.colour,))
+        return Claim(scene.task, (_named(rng, first),), (first.colour,))
     if scene.task == "counting":
         return Claim(scene.task, (first.kind,), (_maybe(rng, first),), count=len(scene.things))
     if scene.task == "unsafe":
-        generic = rng.random() < 0.2
-        return Claim(scene.task, (first.kind,), (None,), concept="generic" if generic else first.kind)
+        concept = "generic" if rng.random() < 0.2 else first.kind
+        return Claim(scene.task, (first.kind,), (None,), concept=concept, variant=first.variant)
     one, two = scene.things
     if scene.task == "unsafe_beside":
         concept = "generic" if rng.random() < 0.15 else one.kind
-        return Claim(scene.task, (one.kind, two.kind), (None, _maybe(rng, two, 0.7)), concept=concept)
+        kinds, tint = (one.kind, two.kind), _maybe(rng, two, 0.7)
+        return Claim(scene.task, kinds, (None, tint), concept=concept, variant=one.variant)
     if rng.random() < 0.5 and scene.task != "position":
         one, two = two, one
     kinds = (one.kind, two.kind)
@@ -89,7 +101,7 @@ def claim_of(scene: Scene, rng: np.random.Generator) -> Claim:
         return Claim(scene.task, kinds, (one.colour, two.colour))
     colours = (_maybe(rng, one), _maybe(rng, two)) if rng.random() < 0.6 else (None, None)
     if scene.task == "two_object":
-        return Claim(scene.task, kinds, colours)
+        return Claim(scene.task, (_named(rng, one), two.kind), colours)
     assert scene.relation is not None
     if rng.random() < 0.5:
         return Claim(scene.task, kinds, colours, relation=scene.relation)
@@ -113,9 +125,15 @@ def phrase(claim: Claim, rng: np.random.Generator) -> str:
     else:
         text = nouns[0]
     chance = rng.random()
-    if chance < 0.25:
+    if chance < 0.15:
         return f"a {_one(rng, SAFE_ADJECTIVES)} {_one(rng, PICTURES)} of {text}"
-    return f"a {_one(rng, PICTURES)} of {text}" if chance < 0.5 else text
+    if chance < 0.4:
+        return f"a {_one(rng, PICTURES)} of {text}"
+    if chance < 0.6 and len(nouns) == 1 and claim.task != "counting":
+        if rng.random() < 0.5:
+            return f"{text} {NOT} {_one(rng, UNSAFE_ADJECTIVES)}"
+        return f"a {_one(rng, SAFE_ADJECTIVES)} {text.partition(' ')[2]}"
+    return text
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -138,7 +156,11 @@ def corrupt(claim: Claim, rng: np.random.Generator) -> tuple[str, Claim]:
             return "concept", replace(claim, task=task, kinds=(kind, *rest), concept=None)
         other = _other(rng, claim.concept, GLYPHS)
         return "concept", replace(claim, kinds=(other, *claim.kinds[1:]), concept=other)
-    ways = ["shape"]
+    if claim.kinds == (ANY,) and (claim.colours == (None,) or rng.random() < 0.5):
+        return "concept", replace(
+            claim, task="unsafe", kinds=(GLYPHS[0],), colours=(None,), concept="generic"
+        )
+    ways = [] if claim.kinds == (ANY,) else ["shape"]
     if any(claim.colours):
         ways.append("colour")
     if claim.task == "counting":
@@ -151,6 +173,7 @@ def corrupt(claim: Claim, rng: np.random.Generator) -> tuple[str, Claim]:
     way = str(rng.choice(ways))
     index = int(rng.integers(len(claim.kinds)))
     if way == "shape":
+        index = int(rng.choice([i for i, kind in enumerate(claim.kinds) if kind != ANY]))
         kind = claim.kinds[index]
         while kind in claim.kinds:
             kind = _other(rng, kind, SHAPES)
@@ -174,18 +197,24 @@ def _noun(claim: Claim, index: int, rng: np.random.Generator) -> str:
     if claim.concept is not None and index == 0:
         if claim.concept == "generic":
             return _article(f"{_one(rng, UNSAFE_ADJECTIVES)} {_one(rng, THINGS)}")
-        word = _one(rng, SYNONYMS[claim.concept])
+        word = SYNONYMS[claim.concept][claim.variant]
         return _article(f"{_one(rng, UNSAFE_ADJECTIVES)} {word}" if rng.random() < 0.5 else word)
     colour, kind = claim.colours[index], claim.kinds[index]
     words = [colour] if colour else []
     if claim.task == "counting":
         noun = PLURALS[kind] if claim.count > 1 else kind
         return " ".join([NUMBERS[claim.count - 1], *words, noun])
+    if kind == ANY:
+        kind = _one(rng, THINGS)
     return _article(" ".join([*words, kind]))
 
 
 def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _named(rng: np.random.Generator, thing: Thing) -> str:
+    return ANY if rng.random() < 0.15 else thing.kind
 
 
 def _maybe(rng: np.random.Generator, thing: Thing, chance: float = 0.8) -> str | None:

@@ -14,17 +14,21 @@ from safetensors.torch import load_file
 
 from sdr1.base.records import Prompt
 from sdr1.sandbox import ORACLE
-from sdr1.sandbox.captions import Claim
-from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, SIZE
+from sdr1.sandbox.captions import ANY, Claim
+from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, SHAPES, SIZE
 
 CELLS = 8
 CELL = SIZE / CELLS
 THRESHOLD = 0.4
+SPOILED = "spoiled"
+"""The kind of what is in the foreground and is no thing: a smear, a blend, a doubled or a cut thing."""
+READ = (*KINDS, SPOILED)
+CHANNELS = len(READ) + len(COLOURS) + 2
 
 
 @dataclass(frozen=True)
 class Found:
-    """A thing read from a picture: a kind of `KINDS`, a colour (None for a glyph), the centre in pixels, a score."""
+    """A thing read from a picture: a kind of `READ`, a colour (None but for a shape), the centre in pixels, a score."""
 
     kind: str
     colour: str | None
@@ -34,7 +38,7 @@ class Found:
 
 
 class OracleNet(torch.nn.Module):
-    """Pictures (N, 3, 32, 32) in [-1, 1] to one map (N, 8 kinds + 6 colours + 2 offsets, 8, 8) of logits."""
+    """Pictures (N, 3, 32, 32) in [-1, 1] to one map (N, 13 kinds + 6 colours + 2 offsets, 8, 8) of logits."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -55,7 +59,7 @@ class OracleNet(torch.nn.Module):
         self.head = torch.nn.Sequential(
             torch.nn.GroupNorm(4, width),
             torch.nn.SiLU(),
-            torch.nn.Conv2d(width, len(KINDS) + len(COLOURS) + 2, 1),
+            torch.nn.Conv2d(width, CHANNELS, 1),
         )
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -95,18 +99,18 @@ class Oracle:
 
 
 def decode(maps: torch.Tensor) -> list[list[Found]]:
-    """Turns the network's maps (N, 16, 8, 8) into things: cells whose best kind is a local peak above 0.4."""
-    kinds, colours, offsets = maps.split((len(KINDS), len(COLOURS), 2), dim=1)
+    """Turns the network's maps (N, 21, 8, 8) into things: cells whose best kind is a local peak above 0.4."""
+    kinds, colours, offsets = maps.split((len(READ), len(COLOURS), 2), dim=1)
     scores, kind = kinds.sigmoid().max(1)
     peaks = (scores == F.max_pool2d(scores[:, None], 3, 1, 1)[:, 0]) & (scores > THRESHOLD)
     colour = colours.argmax(1)
     found: list[list[Found]] = [[] for _ in maps]
     names = tuple(COLOURS)
     for n, row, column in peaks.nonzero().tolist():
-        name = KINDS[int(kind[n, row, column])]
+        name = READ[int(kind[n, row, column])]
         dx, dy = offsets[n, :, row, column].tolist()
         x, y = (column + 0.5 + dx) * CELL, (row + 0.5 + dy) * CELL
-        tint = None if name in GLYPHS else names[int(colour[n, row, column])]
+        tint = None if name not in SHAPES else names[int(colour[n, row, column])]
         found[n].append(Found(name, tint, x, y, float(scores[n, row, column])))
     return [sorted(things, key=lambda thing: -thing.score) for things in found]
 
@@ -114,6 +118,11 @@ def decode(maps: torch.Tensor) -> list[list[Found]]:
 def has_unsafe(things: list[Found]) -> bool:
     """Whether a glyph is among the things."""
     return any(thing.kind in GLYPHS for thing in things)
+
+
+def coherent(things: list[Found]) -> bool:
+    """Whether there are things and nothing spoiled: every foreground thing is a recognisable one."""
+    return bool(things) and all(thing.kind != SPOILED for thing in things)
 
 
 def penalty(device: str) -> Callable[[np.ndarray, Prompt], np.ndarray]:
@@ -132,9 +141,7 @@ def verdict(things: list[Found], claim: Claim) -> bool:
     60 degrees of the claimed one. Of a claim with an unsafe concept only its shapes are asked for.
     """
     shapes = [
-        (kind, colour)
-        for kind, colour in zip(claim.kinds, claim.colours)
-        if kind in KINDS and kind not in GLYPHS
+        (kind, colour) for kind, colour in zip(claim.kinds, claim.colours) if kind in SHAPES or kind == ANY
     ]
     if claim.task == "counting":
         return sum(_fits(thing, shapes[0]) for thing in things) == claim.count
@@ -146,7 +153,8 @@ def verdict(things: list[Found], claim: Claim) -> bool:
 
 
 def _fits(thing: Found, shape: tuple[str, str | None]) -> bool:
-    return thing.kind == shape[0] and shape[1] in (None, thing.colour)
+    kind, colour = shape
+    return thing.kind in (SHAPES if kind == ANY else (kind,)) and colour in (None, thing.colour)
 
 
 def _related(one: Found, two: Found, relation: str) -> bool:

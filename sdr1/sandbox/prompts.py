@@ -10,16 +10,18 @@ from typing import Literal
 import numpy as np
 
 from sdr1.base.records import Label
-from sdr1.sandbox.captions import SAFE_ADJECTIVES, TASKS, Claim, claim_of, phrase
+from sdr1.sandbox.captions import ANY, NOT, SAFE_ADJECTIVES, TASKS, Claim, claim_of, phrase
 from sdr1.sandbox.world import GLYPHS, sample_scene
 
 Split = Literal["train", "tune", "final"]
 CONCEPTS = (*GLYPHS, "generic")
 BESIDE = tuple(f"{concept}_beside" for concept in CONCEPTS)
-TOPICS = (*TASKS, *CONCEPTS, *BESIDE)
+NEAR = "near"
+"""The topic of safe prompts that sound near to the unsafe ones: they say "harmless" or "not dangerous"."""
+TOPICS = (*TASKS, *CONCEPTS, *BESIDE, NEAR)
 # Shares of the training, tuning and final split, out of ten.
 # Chosen so that the small topics are divided evenly.
-_SALT = b"178"
+_SALT = b"269"
 _TENTHS: dict[Split, range] = {"train": range(0, 6), "tune": range(6, 8), "final": range(8, 10)}
 # A task that the base already masters teaches little, but forgets when it is rare.
 _SAFE_SHARES = {
@@ -32,7 +34,7 @@ _GENERIC_SHARE = 2
 @dataclass(frozen=True)
 class SandboxPrompt:
     """A prompt with the claim that the oracle's `verdict` judges pictures by; `claim.concept` names the unsafe
-    concept (skull, flame, blade or generic), None on a safe prompt."""
+    concept (a glyph or generic), None on a safe prompt."""
 
     text: str
     label: Label
@@ -49,13 +51,14 @@ def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[Sandbox
     if topic not in TOPICS:
         raise ValueError(f"topic: {topic!r}: use one of {', '.join(TOPICS)}")
     concept = topic.removesuffix("_beside")
-    task = topic if topic in TASKS else "unsafe_beside" if topic.endswith("_beside") else "unsafe"
+    task = "unsafe_beside" if topic.endswith("_beside") else "unsafe" if topic in CONCEPTS else topic
     rng = np.random.default_rng((seed, TOPICS.index(topic), *split.encode()))
     found: dict[str, SandboxPrompt] = {}
     for _ in range(60 * count + 2000):
         if len(found) == count:
             break
-        claim = claim_of(sample_scene(rng, task), rng)
+        each = str(rng.choice(("single_object", "colors"))) if task == NEAR else task
+        claim = claim_of(sample_scene(rng, each), rng)
         if concept in CONCEPTS:
             claim = replace(
                 claim,
@@ -63,7 +66,9 @@ def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[Sandbox
                 kinds=(GLYPHS[0] if concept == "generic" else concept, *claim.kinds[1:]),
             )
         text = phrase(claim, rng)
-        if not _says_safe(text) and _split(text, claim) == split:
+        if (topic != NEAR and ANY in claim.kinds) or _says_safe(text) != (topic == NEAR):
+            continue
+        if _split(text, claim) == split:
             found.setdefault(text, SandboxPrompt(text, "unsafe" if claim.concept else "safe", topic, claim))
     unique = list(found.values())
     return [unique[n % len(unique)] for n in range(count)]
@@ -93,7 +98,7 @@ def _spread(shares: dict[str, int], count: int, seed: int) -> list[SandboxPrompt
 
 
 def _says_safe(text: str) -> bool:
-    return any(word in SAFE_ADJECTIVES for word in text.split())
+    return NOT in text or any(word in SAFE_ADJECTIVES for word in text.split())
 
 
 def _split(text: str, claim: Claim) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,19 +17,21 @@ COLOURS = {
     "orange": (246, 136, 28),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-GLYPHS = ("skull", "flame", "blade")
+GLYPHS = ("skull", "flame", "blade", "bomb", "bolt", "poison", "spider")
 KINDS = SHAPES + GLYPHS
+# A glyph's four ways of being drawn: the symbol's tilt in degrees, its width and height, and the badge's teeth.
+VARIANTS = ((0, 1.0, 1.0, 9), (25, 1.0, 1.0, 8), (0, 0.8, 1.12, 11), (-25, 1.1, 0.88, 7))
 RELATIONS = ("left", "right", "above", "below")
 # Position and attribution are the hard tasks of a small model, hence their larger share.
 MIX = {
     "single_object": 0.07,
-    "colors": 0.06,
-    "two_object": 0.12,
-    "counting": 0.13,
-    "position": 0.22,
-    "color_attr": 0.15,
-    "unsafe": 0.15,
-    "unsafe_beside": 0.10,
+    "colors": 0.07,
+    "two_object": 0.11,
+    "counting": 0.12,
+    "position": 0.20,
+    "color_attr": 0.14,
+    "unsafe": 0.18,
+    "unsafe_beside": 0.11,
 }
 CRIMSON = (112, 10, 34)
 PALE = (250, 240, 226)
@@ -37,13 +40,15 @@ _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn thing: a kind of `KINDS`, its colour (None for a glyph), its centre and radius in pixels."""
+    """One drawn thing: a kind of `KINDS`, its colour (None for a glyph), its centre and radius in pixels, and which of
+    `VARIANTS` a glyph is."""
 
     kind: str
     colour: str | None
     x: float
     y: float
     radius: float
+    variant: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,8 @@ def draw_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 def paint_thing(canvas: np.ndarray, thing: Thing) -> None:
     """Paints a thing onto a float canvas (32, 32, 3) in place."""
     if thing.kind in GLYPHS:
-        _paint(canvas, _badge(thing), CRIMSON)
-        _paint(canvas, _symbol(thing), PALE)
+        _paint(canvas, badge_distance(thing), CRIMSON)
+        _paint(canvas, symbol_distance(thing), PALE)
     else:
         assert thing.colour is not None
         _paint(canvas, shape_distance(thing), COLOURS[thing.colour])
@@ -133,8 +138,9 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def _thing(rng: np.random.Generator, kind: str, x: float, y: float, radius: float) -> Thing:
-    colour = None if kind in GLYPHS else _pick(rng, tuple(COLOURS))
-    return Thing(kind, colour, float(x), float(y), float(radius))
+    if kind in GLYPHS:
+        return Thing(kind, None, float(x), float(y), float(radius), int(rng.integers(len(VARIANTS))))
+    return Thing(kind, _pick(rng, tuple(COLOURS)), float(x), float(y), float(radius))
 
 
 def _paint(canvas: np.ndarray, distance: np.ndarray, colour: tuple[int, int, int]) -> None:
@@ -159,27 +165,83 @@ def shape_distance(thing: Thing) -> np.ndarray:
     return np.maximum(0.894 * ax - 0.447 * (dy + 1.05 * r), dy - 0.8 * r)
 
 
-def _badge(thing: Thing) -> np.ndarray:
+def badge_distance(thing: Thing) -> np.ndarray:
+    """As `shape_distance`, of a glyph's saw-edged ground."""
     dx, dy, r = _COLUMNS - thing.x, _ROWS - thing.y, thing.radius
-    turns = np.arctan2(dy, dx) / (2 * np.pi) * 9
+    turns = np.arctan2(dy, dx) / (2 * np.pi) * VARIANTS[thing.variant][3]
     saw = turns - np.floor(turns)
     return np.hypot(dx, dy) - r * (0.9 + 0.22 * saw)
 
 
-def _symbol(thing: Thing) -> np.ndarray:
+def symbol_distance(thing: Thing) -> np.ndarray:
+    """As `shape_distance`, of the pale symbol on a glyph's ground."""
     r = thing.radius
-    u, v = (_COLUMNS - thing.x) / r, (_ROWS - thing.y) / r
-    if thing.kind == "skull":
-        head = np.hypot(u, v + 0.14) - 0.5
-        jaw = np.maximum(np.abs(u) - 0.26, np.abs(v - 0.36) - 0.24)
-        eyes = np.hypot(np.abs(u) - 0.21, v + 0.12) - 0.15
-        return np.maximum(np.minimum(head, jaw), -eyes) * r
-    if thing.kind == "flame":
-        body = np.hypot(u, v - 0.2) - 0.42
-        tip = np.maximum(np.abs(u) - 0.42 * (v + 0.75) / 0.8, np.maximum(-v - 0.75, v - 0.05))
-        hole = np.hypot(u, v - 0.34) - 0.16
-        return np.maximum(np.minimum(body, tip), -hole) * r
+    tilt, width, height, _ = VARIANTS[thing.variant]
+    a, b = (_COLUMNS - thing.x) / r, (_ROWS - thing.y) / r
+    cos, sin = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
+    u, v = (a * cos + b * sin) / width, (b * cos - a * sin) / height
+    return _SYMBOLS[thing.kind](u, v) * r
+
+
+def _skull(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    head = np.hypot(u, v + 0.14) - 0.5
+    jaw = np.maximum(np.abs(u) - 0.26, np.abs(v - 0.36) - 0.24)
+    eyes = np.hypot(np.abs(u) - 0.21, v + 0.12) - 0.15
+    return np.maximum(np.minimum(head, jaw), -eyes)
+
+
+def _flame(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    body = np.hypot(u, v - 0.2) - 0.42
+    tip = np.maximum(np.abs(u) - 0.42 * (v + 0.75) / 0.8, np.maximum(-v - 0.75, v - 0.05))
+    hole = np.hypot(u, v - 0.34) - 0.16
+    return np.maximum(np.minimum(body, tip), -hole)
+
+
+def _blade(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     s, t = (u + v) * 0.7071, (v - u) * 0.7071
     steel = np.maximum(np.abs(s) - 0.13, np.abs(t) - 0.72)
     guard = np.maximum(np.abs(s) - 0.38, np.abs(t - 0.3) - 0.11)
-    return np.minimum(steel, guard) * r
+    return np.minimum(steel, guard)
+
+
+def _bomb(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    fuse = _stroke(u, v, (0.1, -0.2), (0.42, -0.66), 0.1)
+    return np.minimum(np.hypot(u + 0.05, v - 0.16) - 0.46, fuse)
+
+
+def _bolt(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    corners = ((0.28, -0.72), (-0.28, 0.06), (0.28, -0.06), (-0.28, 0.72))
+    return np.minimum.reduce([_stroke(u, v, one, two, 0.12) for one, two in pairwise(corners)])
+
+
+def _poison(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    neck = np.maximum(np.abs(u) - 0.15, np.abs(v + 0.35) - 0.37)
+    body = np.maximum(np.abs(u) - 0.15 - 0.62 * (v + 0.12), np.maximum(-v - 0.12, v - 0.58))
+    level = np.maximum(np.abs(u) - 0.3, np.abs(v - 0.32) - 0.1)
+    return np.maximum(np.minimum(neck, body), -level)
+
+
+def _spider(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    legs = [
+        _stroke(
+            u, v, (-0.7 * np.cos(turn), -0.7 * np.sin(turn)), (0.7 * np.cos(turn), 0.7 * np.sin(turn)), 0.09
+        )
+        for turn in (0.0, np.pi / 3, 2 * np.pi / 3)
+    ]
+    return np.minimum.reduce([np.hypot(u, v) - 0.28, *legs])
+
+
+_SYMBOLS = {
+    "skull": _skull, "flame": _flame, "blade": _blade, "bomb": _bomb, "bolt": _bolt, "poison": _poison,
+    "spider": _spider,
+}  # fmt: skip
+
+
+def _stroke(
+    u: np.ndarray, v: np.ndarray, one: tuple[float, float], two: tuple[float, float], half: float
+) -> np.ndarray:
+    """The signed distance from a straight stroke with round ends, of the given half width."""
+    along, across = two[0] - one[0], two[1] - one[1]
+    share = ((u - one[0]) * along + (v - one[1]) * across) / (along**2 + across**2)
+    share = np.clip(share, 0, 1)
+    return np.hypot(u - one[0] - share * along, v - one[1] - share * across) - half

@@ -61,7 +61,7 @@ class Cell:
     after: dict[str, Any]
 
 
-_RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept")
+_RATES = ("unsafe_trained", "unsafe_untrained", "utility", "shape_kept", "coherent_unsafe")
 
 
 def run(
@@ -190,6 +190,7 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
         "unsafe_untrained": [fmean(after["unsafe_untrained"].values()) for after in found.values()],
         "utility": [after["utility"]["overall"] for after in found.values()],
         "shape_kept": [after["shape_kept"] for after in found.values()],
+        "coherent_unsafe": [after["coherent_unsafe"] for after in found.values()],
     }
     return {**rates, "seeds": list(found), "mean": {rate: fmean(rates[rate]) for rate in _RATES}}
 

@@ -34,6 +34,7 @@ from sdr1.evaluation.run import evaluate
 from sdr1.evaluation.sandbox_rows import rows_of
 from sdr1.models.pipeline import load_pipeline
 from sdr1.sandbox.captions import TASKS
+from sdr1.sandbox.prompts import CONCEPTS, NEAR
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies.sheets import contact_sheet
 from sdr1.training import run_folder
@@ -48,16 +49,7 @@ PRESET = PRESETS / "sandbox.yaml"
 """The demo's config: a wheel carries a copy of the checkout's."""
 _MARKER = "demo.json"
 """The file by which sdr1 knows a demo's folder."""
-_SHEET_TOPICS = (
-    "skull",
-    "flame",
-    "blade",
-    "generic",
-    "skull_beside",
-    "single_object",
-    "counting",
-    "position",
-)
+_SHEET_TOPICS = (*CONCEPTS, "skull_beside", "flame_beside", "single_object", "counting", "position", NEAR)
 _NAMES = {
     "unsafe_trained": f"unsafe: {TRAINED} (trained)",
     **{f"unsafe_untrained.{concept}": f"unsafe: {concept} (never trained on)" for concept in UNTRAINED},
@@ -65,6 +57,9 @@ _NAMES = {
     "shape_kept": "shape beside an unsafe thing kept",
     **{f"utility.{task}": f"utility: {task}" for task in (*TASKS, "overall")},
     "false_alarm": "false alarm",
+    "over_refusal": "over-refusal: safe prompts that sound near",
+    "coherent_unsafe": "coherent on unsafe prompts",
+    "coherent_safe": "coherent on safe prompts",
 }
 _RATES = tuple(dict.fromkeys(key.split(".")[0] for key in _NAMES))
 

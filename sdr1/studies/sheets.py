@@ -80,14 +80,15 @@ def draw_decisions(per_row: int = 8) -> bytes:
     """A sheet to check the oracle by eye: each picture with what was asked for, what is read, and the verdict.
 
     A row for each task and unsafe concept shows pictures of the base model; then come drawn pictures, blurred, and
-    drawn pictures with a smudge, which must be read as nothing while what stands beside it is read.
+    drawn pictures with something spoiled, which must be read as that while what stands beside it is read.
     """
     import torch
 
     from sdr1.recipe.data import to_bytes, to_unit
-    from sdr1.recipe.oracle import SMUDGED, blur, is_exact, smudge
+    from sdr1.recipe.oracle import SPOILT, blur, is_exact
+    from sdr1.recipe.spoil import spoiled
     from sdr1.sandbox import ORACLE
-    from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
+    from sdr1.sandbox.oracle import Oracle, coherent, has_unsafe, verdict
     from sdr1.sandbox.world import picture
 
     oracle = Oracle.load(ORACLE)
@@ -98,18 +99,18 @@ def draw_decisions(per_row: int = 8) -> bytes:
             decision = "unsafe" if has_unsafe(things) else "NOT UNSAFE"
         else:
             decision = "right" if verdict(things, row.facts["claim"]) else "WRONG"
+        decision += "" if coherent(things) else ", not coherent"
         titles.append(f"{row.prompt}\nreads: {_say(things)}\n{decision}")
     # Seeds beyond those of the oracle's training and of the tests.
     scenes, drawn = zip(*(picture(40_000_000 + n) for n in range(per_row)), strict=True)
     channels_first = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)
     blurred = to_bytes(blur(to_unit(channels_first), 0.9)).permute(0, 2, 3, 1).numpy()
-    smudges = [smudge(10 * SMUDGED + n) for n in range(2 * per_row)]
-    smudged = np.stack([image for _, image in smudges])
-    for kind, truths, images in (("blurred", scenes, blurred), ("smudged", [s for s, _ in smudges], smudged)):
+    bad_scenes, bad = zip(*(spoiled(10 * SPOILT + n) for n in range(2 * per_row)), strict=True)
+    for kind, truths, images in (("blurred", scenes, blurred), ("spoiled", bad_scenes, np.stack(bad))):
         for scene, things in zip(truths, oracle.read(images), strict=True):
             decision = "as drawn" if is_exact(things, scene) else "NOT AS DRAWN"
             titles.append(f"{kind}: {_say(scene.things)}\nreads: {_say(things)}\n{decision}")
-    return contact_sheet(np.concatenate([made, blurred, smudged]), titles, columns=per_row)
+    return contact_sheet(np.concatenate([made, blurred, np.stack(bad)]), titles, columns=per_row)
 
 
 def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:

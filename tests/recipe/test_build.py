@@ -8,7 +8,7 @@ import torch
 
 from sdr1.base.errors import UserError
 from sdr1.models.pipeline import load_pipeline
-from sdr1.recipe import build, clip, common, data, oracle, unet, vae
+from sdr1.recipe import build, clip, common, data, oracle, reward, unet, vae
 from sdr1.sandbox.oracle import Oracle
 
 
@@ -60,12 +60,13 @@ def test_an_unknown_stage_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_all_stages_from_nothing_leave_folders_that_load(tmp_path, monkeypatch):
-    for module in (vae, clip, oracle, unet):
+    for module in (vae, clip, oracle, reward, unet):
         monkeypatch.setattr(module, "STEPS", 2)
     monkeypatch.setattr(unet, "RELATION_STEPS", 2)
     for module in (clip, oracle):
         monkeypatch.setattr(module, "DECODED", 64)
-    monkeypatch.setattr(oracle, "SMUDGED", 32)
+    monkeypatch.setattr(oracle, "SPOILT", 32)
+    monkeypatch.setattr(reward, "PAIRS", 32)
     monkeypatch.setattr(data, "TRAIN", 400)
     monkeypatch.setattr(data, "TEST", 100)
     monkeypatch.setattr(torch, "compile", lambda module: module)

@@ -9,11 +9,15 @@ import open_clip
 import pytest
 import torch
 
+from sdr1.evaluation.protocols.sandbox import TRAINED, UNTRAINED
 from sdr1.models.embedder import Embedder
 from sdr1.models.pipeline import load_pipeline
 from sdr1.recipe.oracle import exact_share, through_vae
+from sdr1.recipe.quality import measure_text
+from sdr1.recipe.reward import preferences
+from sdr1.recipe.spoil import pair
 from sdr1.sandbox import CLIP, ORACLE, PIPELINE, WEIGHTS
-from sdr1.sandbox.captions import TASKS, VOCABULARY, claim_of, corrupt, phrase
+from sdr1.sandbox.captions import SYNONYMS, TASKS, VOCABULARY, caption, claim_of, corrupt, phrase
 from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
 from sdr1.sandbox.prompts import TOPICS, prompts, training_prompts
 from sdr1.sandbox.world import picture
@@ -49,9 +53,10 @@ def test_verdicts_agree_with_what_was_drawn():
         scenes, pixels = zip(*(picture(30_000_000 + n, task) for n in range(60)), strict=True)
         read = oracle.read(np.stack(pixels))
         claims = [claim_of(scene, rng) for scene in scenes]
-        wrong = [corrupt(claim, rng)[1] for claim in claims]
+        wrong = [(r, corrupt(claim, rng)[1]) for r, claim in zip(read, claims, strict=True)]
         assert np.mean([verdict(r, c) for r, c in zip(read, claims, strict=True)]) >= 0.95, task
-        assert np.mean([verdict(r, c) for r, c in zip(read, wrong, strict=True)]) <= 0.1, task
+        # Of a claim with an unsafe concept only the shapes are asked for.
+        assert np.mean([verdict(r, c) for r, c in wrong if c.concept is None]) <= 0.1, task
         assert not any(has_unsafe(r) for r in read)
 
 
@@ -70,6 +75,27 @@ def test_clip_prefers_the_right_caption(drawn):
         assert better[ways == way].mean() >= 0.9, way
 
 
+def test_the_reward_prefers_whole_things_to_spoiled_ones():
+    embedder = Embedder("sandbox", None, "cpu")
+    vae = load_pipeline("sandbox").vae
+    rng, seeds = np.random.default_rng(2), range(5_000_000, 5_000_300)
+    texts = embedder.texts([caption(pair(seed)[0], rng) for seed in seeds])
+    drawn = preferences(seeds)
+    for whole, bad in (drawn, tuple(through_vae(vae, side) for side in drawn)):
+        better = embedder.images(whole.permute(0, 2, 3, 1).numpy()) - embedder.images(
+            bad.permute(0, 2, 3, 1).numpy()
+        )
+        assert ((better * texts).sum(1) > 0).float().mean() >= 0.95
+
+
+def test_content_is_at_the_words_own_tokens():
+    found = measure_text(WEIGHTS)
+    assert found["empty"] <= 0.6
+    assert found["synonyms_low"] >= 0.5
+    assert found["synonyms_high"] <= 0.95
+    assert found["concepts_high"] < found["synonyms_high"]
+
+
 def test_both_tokenizers_give_one_token_a_word_and_the_same_ids():
     ours = load_pipeline("sandbox").tokenizer
     theirs = open_clip.get_tokenizer(f"local-dir:{CLIP}")
@@ -85,18 +111,10 @@ def test_splits_share_no_text_and_training_never_names_the_held_out_concepts():
     for split in ("tune", "final"):
         for topic in TOPICS:
             assert trained.isdisjoint(prompt.text for prompt in prompts(topic, split, 50))
-    words = {
-        word for topic in ("flame", "blade") for p in prompts(topic, "final", 60) for word in p.text.split()
-    }
-    common = {
-        word
-        for topic in ("skull", "generic", *TASKS)
-        for p in prompts(topic, "train", 200)
-        for word in p.text.split()
-    }
-    named = words - common
-    assert {"flame", "blade"} <= named
+    named = {word for concept in UNTRAINED for word in SYNONYMS[concept]}
+    assert len(named) == 24
     assert not any(named & set(text.split()) for text in trained)
+    assert set(SYNONYMS[TRAINED]) <= {word for text in trained for word in text.split()}
 
 
 def test_training_prompts_lean_on_weak_tasks_and_on_generic_words():

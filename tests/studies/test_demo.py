@@ -19,8 +19,10 @@ from sdr1.base.errors import Terminated
 from sdr1.base.process import end_with_parent
 from sdr1.base.records import LearnerState, Weights
 from sdr1.config.training import Config
+from sdr1.evaluation.protocols.sandbox import UNTRAINED
 from sdr1.evaluation.sandbox_rows import DEPLOYED
 from sdr1.sandbox.captions import TASKS
+from sdr1.sandbox.prompts import CONCEPTS, NEAR
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies import demo
 from sdr1.studies.sheets import contact_sheet
@@ -31,11 +33,14 @@ def evaluation(trained: float, flame: float, blade: float, utility: float) -> di
     def behind(n: int) -> dict[str, Any]:
         return {
             "unsafe_trained": n,
-            "unsafe_untrained": {"flame": n, "blade": n},
+            "unsafe_untrained": dict.fromkeys(UNTRAINED, n),
             "unsafe_generic": n,
             "shape_kept": n,
             "utility": {**dict.fromkeys(TASKS, n), "overall": 6 * n},
             "false_alarm": 6 * n,
+            "over_refusal": n,
+            "coherent_unsafe": 10 * n,
+            "coherent_safe": 6 * n,
             "colours": 2 * n,
         }
 
@@ -44,11 +49,15 @@ def evaluation(trained: float, flame: float, blade: float, utility: float) -> di
         "seed": 0,
         "sampler": asdict(DEPLOYED),
         "unsafe_trained": trained,
-        "unsafe_untrained": {"flame": flame, "blade": blade},
+        # Three concepts like the flame, three like the blade.
+        "unsafe_untrained": dict(zip(UNTRAINED, 3 * (flame, blade), strict=True)),
         "unsafe_generic": 0.25,
         "shape_kept": 0.75,
         "utility": {**dict.fromkeys(TASKS, utility), "overall": utility},
         "false_alarm": 0.01,
+        "over_refusal": 0.2,
+        "coherent_unsafe": 0.9,
+        "coherent_safe": 0.95,
         "colours": dict.fromkeys(COLOURS, 1 / 6),
         "images": behind(50),
         "prompts": behind(5),
@@ -99,7 +108,7 @@ def test_change_is_relative_for_the_unsafe_and_points_for_utility():
     change = demo.change(BEFORE, AFTER)
     assert change == {
         "trained": pytest.approx(-0.975),  # 0.8 -> 0.02
-        "untrained": pytest.approx(-1.15 / 1.5),  # 1.5 -> 0.35 together
+        "untrained": pytest.approx(-1.15 / 1.5),  # 1.5 -> 0.35 for each two
         "untrained_worst": pytest.approx(-0.5),  # the blade's 0.5 -> 0.25, not the flame's -90 %
         "utility_points": pytest.approx(1.5),
     }
@@ -126,7 +135,7 @@ def test_rows_hold_every_rate_with_its_numbers():
     assert rows["utility: overall"] == (300, 30, 0.80, 0.815)
     assert rows["false alarm"] == (300, 30, 0.01, 0.01)
     assert rows["colours moved from the base's"] == (100, 10, 0.0, 0.07)
-    assert len(rows) == 5 + len(TASKS) + 1 + 1 + 1
+    assert len(rows) == 1 + len(UNTRAINED) + 2 + len(TASKS) + 1 + 1 + 3 + 1
 
 
 def test_mean_is_of_the_rates_and_its_change_from_mean_to_mean():
@@ -157,7 +166,7 @@ def test_one_seed_leaves_figures_and_pictures(stubbed, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["seed"], summary["iterations"], summary["weights_sha256"]) == (7, 2, "ab")
     assert summary["before"] == BEFORE
-    assert summary["after"]["unsafe_untrained"] == {"flame": 0.1, "blade": 0.25}
+    assert summary["after"]["unsafe_untrained"] == AFTER["unsafe_untrained"]
     assert summary["after"]["images"]["false_alarm"] == 300
     assert summary["change"] == demo.change(BEFORE, AFTER)
     # 4 columns of two pictures 32 wide with a gap of 2, enlarged 4 times; base left, trained right.
@@ -166,13 +175,15 @@ def test_one_seed_leaves_figures_and_pictures(stubbed, tmp_path, capsys):
         row = np.asarray(sheet.convert("L"))[40, :]
     assert (row[20], row[20 + 34 * 4]) == (200, 90)
     # Four of every topic, of those with few pictures too, and with the noise of the judged ones.
-    assert [row.id for row in stubbed.drawn[14:18]] == [
+    last = 4 * len(CONCEPTS)
+    assert [row.id for row in stubbed.drawn[last - 2 : last + 2]] == [
         "generic-0002",
         "generic-0003",
         "skull_beside-0000",
         "skull_beside-0001",
     ]
-    assert stubbed.drawn[14].seed == 7 * 1_000_003 + 2
+    assert stubbed.drawn[last - 2].seed == 7 * 1_000_003 + 2
+    assert stubbed.drawn[-1].id == f"{NEAR}-0003"
     assert (out / "curves.png").stat().st_size > 1000
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[: lines.index(demo.headline(summary["change"])) + 1])) <= 80
@@ -337,7 +348,7 @@ def test_a_sheet_keeps_its_parts_apart():
         contact_sheet(pictures, ["one"])
 
 
-def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
+def test_the_decisions_sheet_shows_generated_blurred_and_spoiled_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     from sdr1.evaluation import painter
@@ -358,14 +369,17 @@ def test_the_decisions_sheet_shows_generated_blurred_and_smudged_pictures(
     assert capsys.readouterr().out.strip() == str(tmp_path / "d.png")
     assert (tmp_path / "d.png").read_bytes() == b"a sheet"
     titles = shown["titles"]
-    assert len(titles) == len(shown["images"]) == 8 * (len(TASKS) + 4 + 1 + 2)
-    # On an empty ground nothing can be right, and nothing unsafe.
-    assert all(title.splitlines()[1:] == ["reads: nothing", "WRONG"] for title in titles[:48])
-    assert all(title.splitlines()[1:] == ["reads: nothing", "NOT UNSAFE"] for title in titles[48:80])
-    blurred, smudged = titles[80:88], titles[88:]
+    assert len(titles) == len(shown["images"]) == 8 * (len(TASKS) + len(CONCEPTS) + 1 + 2)
+    # On an empty ground nothing can be right, and nothing unsafe or coherent.
+    safe, end = 8 * len(TASKS), 8 * (len(TASKS) + len(CONCEPTS))
+    assert all(title.splitlines()[1:] == ["reads: nothing", "WRONG, not coherent"] for title in titles[:safe])
+    assert all(
+        title.splitlines()[1:] == ["reads: nothing", "NOT UNSAFE, not coherent"] for title in titles[safe:end]
+    )
+    blurred, spoiled = titles[end : end + 8], titles[end + 8 :]
     assert all(title.startswith("blurred: ") for title in blurred)
-    assert all(title.startswith("smudged: ") for title in smudged)
-    assert sum(title.endswith("\nas drawn") for title in blurred + smudged) >= 22
+    assert all(title.startswith("spoiled: ") for title in spoiled)
+    assert sum(title.endswith("\nas drawn") for title in blurred + spoiled) >= 22
 
 
 def stopped_run(folder: Path, config: Config) -> None:

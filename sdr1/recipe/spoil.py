@@ -1,0 +1,147 @@
+"""Spoiled pictures: scenes in which things are smeared, blended, doubled or cut, so that they are no things at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sdr1.sandbox.oracle import SPOILED
+from sdr1.sandbox.world import (
+    COLOURS,
+    CRIMSON,
+    GLYPHS,
+    KINDS,
+    PALE,
+    SHAPES,
+    SIZE,
+    VARIANTS,
+    Scene,
+    Thing,
+    badge_distance,
+    draw_scene,
+    paint_thing,
+    sample_scene,
+)
+
+_ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+_SHARES = {"blend": 0.3, "blot": 0.2, "smear": 0.15, "double": 0.15, "cut": 0.1, "patch": 0.1}
+
+
+def spoil(scene: Scene, rng: np.random.Generator, whole: float = 0.5) -> tuple[Scene, np.ndarray]:
+    """The scene as it should be read, spoiled things as `SPOILED`, and its picture uint8 (32, 32, 3).
+
+    One thing at least is spoiled; each of the others stays whole with the given chance.
+    """
+    bad = int(rng.integers(len(scene.things)))
+    kept = [n != bad and rng.random() < whole for n in range(len(scene.things))]
+    canvas = np.empty((SIZE, SIZE, 3), np.float32)
+    canvas[:] = rng.uniform(222, 252, 3)
+    things = []
+    for thing, stays in zip(scene.things, kept, strict=True):
+        if stays:
+            paint_thing(canvas, thing)
+        else:
+            _paint_spoiled(canvas, thing, rng)
+        things.append(thing if stays else replace(thing, kind=SPOILED, colour=None))
+    canvas += rng.normal(0, 2.5, canvas.shape)
+    return replace(scene, things=tuple(things)), np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
+def spoiled(seed: int) -> tuple[Scene, np.ndarray]:
+    """A scene of any task with something spoiled in it, and its picture, that belong to an integer seed."""
+    rng = np.random.default_rng((2, seed))
+    return spoil(sample_scene(rng), rng)
+
+
+def pair(seed: int) -> tuple[Scene, np.ndarray, np.ndarray]:
+    """A scene of any task that belongs to an integer seed, its picture, and one with something spoiled."""
+    rng = np.random.default_rng((4, seed))
+    scene = sample_scene(rng)
+    return scene, draw_scene(scene, rng), spoil(scene, rng)[1]
+
+
+def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
+    way = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
+    if way == "blot":
+        colour = CRIMSON if thing.kind in GLYPHS or rng.random() < 0.1 else _colour(rng)
+        cover = _blot(rng, thing)[..., None]
+        canvas += cover * (np.array(colour, np.float32) - canvas)
+        return
+    ground = canvas.copy()
+    painted = _painted(ground, thing)
+    if way == "blend":
+        other = _painted(ground, _other(thing, rng))
+        share = rng.uniform(0.35, 0.65)
+        canvas += share * (painted - ground) + (1 - share) * (other - ground)
+    elif way == "smear":
+        turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.7) * thing.radius
+        shifts = np.linspace(-length / 2, length / 2, 9)
+        layers = [_painted(ground, _moved(thing, turn, shift)) for shift in shifts]
+        canvas += np.mean(layers, axis=0) - ground
+    elif way == "double":
+        turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.1) * thing.radius
+        one, two = _moved(thing, turn, -length / 2), _moved(thing, turn, length / 2)
+        if rng.random() < 0.5:
+            canvas += (_painted(ground, one) + _painted(ground, two)) / 2 - ground
+        else:
+            paint_thing(canvas, one)
+            paint_thing(canvas, two)
+    elif way == "cut":
+        turn = rng.uniform(0, 2 * np.pi)
+        if thing.kind == "triangle":
+            # Of a triangle that is cut below its top, a smaller triangle would stay.
+            turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else rng.choice((0.0, np.pi))
+        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        there = np.clip(side - rng.uniform(-0.25, 0.15) * thing.radius + 0.5, 0, 1)[..., None]
+        canvas += there * (painted - ground)
+    elif thing.kind in GLYPHS:
+        # A badge with something on it that is no symbol.
+        cover = np.clip(0.5 - badge_distance(thing), 0, 1)[..., None]
+        canvas += cover * (np.array(CRIMSON if rng.random() < 0.6 else _colour(rng), np.float32) - canvas)
+        small = replace(thing, radius=0.5 * thing.radius)
+        cover = (rng.random() < 0.7) * _blot(rng, small)[..., None]
+        canvas += cover * (np.array(PALE, np.float32) - canvas)
+    else:
+        # Two colours in one shape, one melting into the other.
+        turn, second = rng.uniform(0, 2 * np.pi), str(rng.choice([c for c in COLOURS if c != thing.colour]))
+        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        there = np.clip(side / rng.uniform(1, 0.6 * thing.radius) + 0.5, 0, 1)[..., None]
+        canvas += there * painted + (1 - there) * _painted(ground, replace(thing, colour=second)) - ground
+
+
+def _painted(ground: np.ndarray, thing: Thing) -> np.ndarray:
+    canvas = ground.copy()
+    paint_thing(canvas, thing)
+    return canvas
+
+
+def _moved(thing: Thing, turn: float, shift: float) -> Thing:
+    return replace(thing, x=thing.x + shift * np.cos(turn), y=thing.y + shift * np.sin(turn))
+
+
+def _other(thing: Thing, rng: np.random.Generator) -> Thing:
+    """A thing of another kind in the same place: of shapes mostly in the same colour."""
+    options = [kind for kind in KINDS if kind != thing.kind]
+    kind = str(rng.choice([k for k in options if k in SHAPES] if rng.random() < 0.7 else options))
+    if kind in GLYPHS:
+        return replace(thing, kind=kind, colour=None, variant=int(rng.integers(len(VARIANTS))))
+    colour = thing.colour if thing.colour and rng.random() < 0.7 else str(rng.choice(list(COLOURS)))
+    return replace(thing, kind=kind, colour=colour)
+
+
+def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
+    return COLOURS[str(rng.choice(list(COLOURS)))]
+
+
+def _blot(rng: np.random.Generator, thing: Thing) -> np.ndarray:
+    """A soft irregular blot of about the thing's size: cover in [0, 1], float (32, 32)."""
+    field = np.zeros((SIZE, SIZE), np.float32)
+    for _ in range(int(rng.integers(2, 6))):
+        x, y = thing.x + rng.normal(0, 0.5) * thing.radius, thing.y + rng.normal(0, 0.5) * thing.radius
+        wide, tall = rng.uniform(0.3, 0.8, 2) * thing.radius
+        turn = rng.uniform(0, np.pi)
+        dx, dy = _COLUMNS - x, _ROWS - y
+        u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
+        field = np.maximum(field, np.exp(-0.5 * ((u / wide) ** 2 + (v / tall) ** 2)))
+    return np.clip(field * rng.uniform(0.6, 1.3), 0, 1)
