@@ -38,7 +38,7 @@ from sdr1.sandbox.captions import (
 from sdr1.sandbox.oracle import CELL, CHANNELS
 from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, RELATIONS, SHAPES, VARIANTS, Scene
 
-STEPS, BATCH, RATE = 2000, 128, 1.5e-3
+STEPS, BATCH, RATE = 2600, 128, 1.5e-3
 DECODED, GENERIC = 16_000, 0.1
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -157,12 +157,14 @@ class Lessons:
         names = names + F.binary_cross_entropy_with_logits(
             model.names_of_text(8 * said), _names_of_claims(claims)
         )
-        # CLIP's tokens carry their own words; at this depth they have to be asked to.
+        # CLIP's tokens carry their own words and differ from the empty prompt's; at this depth they have to be asked to.
         word, phrase_so_far, place = _said(texts)
         token = F.cross_entropy(model.word_of_state(states)[place], word[place])
         token = token + 5 * F.binary_cross_entropy_with_logits(
             model.said_of_state(states)[place], phrase_so_far[place]
         )
+        empty = model.read(tokenize(self.tokenizer, [""]))[1]
+        token = token + 2 * F.relu(F.cosine_similarity(states, empty, dim=-1)[place] - 0.5).mean()
         loss = contrast + wrong + 0.3 * dense + 5 * names + token
         right = (logits[own, own + size] < logits[own, own]).float().mean()
         found = {"loss": loss, "contrast": contrast, "right": right, "dense": dense, "names": names}

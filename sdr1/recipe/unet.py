@@ -20,7 +20,7 @@ from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
 from sdr1.sandbox.captions import caption
 
-STEPS, RELATION_STEPS, BATCH, RATE = 2000, 800, 96, 1e-3
+STEPS, RELATION_STEPS, BATCH, RATE = 2400, 800, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 
