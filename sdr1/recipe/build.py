@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,8 +18,8 @@ from sdr1.sandbox import WEIGHTS
 STAGES = ("vae", "clip", "oracle", "reward", "unet", "quality")
 _MARKER = "build.json"
 """The file by which sdr1 knows a folder that it builds weights in."""
-# CLIP and the oracle also look at pictures after the VAE; the last stage only measures.
-_WAVES = (("vae",), ("clip", "oracle"), ("unet", "reward"), ("quality",))
+# Two chains of stages at a time. The second wave looks at pictures after the VAE; the last stage only measures.
+_WAVES = ((("vae",), ("clip",)), (("unet",), ("oracle", "reward")), (("quality",),))
 
 
 def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
@@ -39,12 +40,11 @@ def build(out: Path | None = None, stages: Sequence[str] | None = None) -> None:
         write_text(out / _MARKER, json.dumps({"stages": STAGES}, indent=2) + "\n")
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         for wave in _WAVES:
-            jobs = [pool.submit(_run, stage, out) for stage in wave if not stages or stage in stages]
-            for job in jobs:
-                print(*job.result(), flush=True)
+            for job in [pool.submit(_run, chain, stages or STAGES, out) for chain in wave]:
+                job.result()
 
 
-def _run(stage: str, out: Path) -> tuple[str, dict[str, Any]]:
+def _run(chain: Sequence[str], stages: Sequence[str], out: Path) -> None:
     from sdr1.base.process import prepare_process
     from sdr1.recipe.clip import build_clip
     from sdr1.recipe.common import write_json
@@ -64,6 +64,9 @@ def _run(stage: str, out: Path) -> tuple[str, dict[str, Any]]:
         "unet": build_unet,
         "quality": measure,
     }
-    report = recipes[stage](out, work)
-    write_json(report, work / f"{stage}.json")
-    return stage, report
+    for stage in chain:
+        if stage in stages:
+            began = time.monotonic()
+            report = {**recipes[stage](out, work), "minutes": (time.monotonic() - began) / 60}
+            write_json(report, work / f"{stage}.json")
+            print(stage, report, flush=True)

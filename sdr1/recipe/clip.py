@@ -99,12 +99,13 @@ class Trainee(torch.nn.Module):
 def build_clip(out: Path, work: Path) -> dict[str, float]:
     """Trains CLIP into `work/clip.safetensors`, with its heads: the start of the two stages behind it."""
     torch.manual_seed(3)
-    lessons = Lessons(out)
-    model = Trainee(len(lessons.tokenizer))
+    tokenizer = build_tokenizer(out / "clip")
+    model = Trainee(len(tokenizer))
+    lessons = Lessons(model, tokenizer)
 
     def loss_at(step: int) -> dict[str, torch.Tensor]:
         rng, words = generator(3, step), np.random.default_rng((3, step))
-        return lessons.losses(model, BATCH, rng, words)[0]
+        return lessons.losses(BATCH, rng, words)[0]
 
     groups = [{"params": list(model.parameters()), "lr": RATE}]
     train("clip", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.5), work)
@@ -119,31 +120,39 @@ def load_clip(work: Path, tokenizer: CLIPTokenizer) -> Trainee:
 
 
 class Lessons:
-    """Pictures and captions to train a CLIP on, and what it is to learn of them."""
+    """Pictures and captions to train a CLIP on, and what it is to learn of them.
 
-    def __init__(self, out: Path):
-        self.tokenizer = build_tokenizer(out / "clip")
-        self.vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
-        scenes, self._pictures = training_set()
-        self._pool = torch.cat([self._pictures, through_vae(self.vae, self._pictures[:DECODED], 0.15)])
-        self._scenes = [*scenes, *scenes[:DECODED]]
+    With an autoencoder, three pictures in eight have been through it.
+    """
+
+    def __init__(self, model: Trainee, tokenizer: CLIPTokenizer, vae: AutoencoderKL | None = None):
+        self.model, self.tokenizer = model, tokenizer
+        model.clip.visual.to(memory_format=torch.channels_last)
+        self._look = torch.compile(model.look)
+        self._scenes, self._pool = training_set()
+        self._drawn = len(self._pool)
+        if vae is not None:
+            self._pool = torch.cat([self._pool, through_vae(vae, self._pool[:DECODED], 0.15)])
+            self._scenes = [*self._scenes, *self._scenes[:DECODED]]
+
+    def look(self, pictures: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model sees in uint8 pictures (N, 3, 32, 32) that are disturbed a little."""
+        images = disturbed(to_unit(pictures), rng)
+        return self._look(images.contiguous(memory_format=torch.channels_last))
 
     def losses(
-        self, model: Trainee, size: int, rng: torch.Generator, words: np.random.Generator
+        self, size: int, rng: torch.Generator, words: np.random.Generator
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The losses on a batch, "loss" their sum, and the embeddings of its captions, true ones first."""
-        fresh = size * 5 // 8
-        drawn, pool = len(self._pictures), len(self._pool)
-        chosen = torch.cat(
-            [
-                torch.randint(0, drawn, (fresh,), generator=rng),
-                torch.randint(drawn, pool, (size - fresh,), generator=rng),
-            ]
-        )
-        images = disturbed(to_unit(self._pool[chosen]), rng)
+        model, pool = self.model, len(self._pool)
+        decoded = size * 3 // 8 if pool > self._drawn else 0
+        chosen = torch.randint(0, self._drawn, (size - decoded,), generator=rng)
+        if decoded:
+            others = torch.randint(self._drawn, pool, (decoded,), generator=rng)
+            chosen = torch.cat([chosen, others])
         batch = [self._scenes[i] for i in chosen.tolist()]
         texts, claims = _texts(batch, words)
-        seen, maps = model.look(images)
+        seen, maps = self.look(self._pool[chosen], rng)
         said, states = model.read(tokenize(self.tokenizer, texts))
         logits = model.clip.logit_scale.clamp(max=math.log(100)).exp() * seen @ said.T
         own = torch.arange(size)

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 
-from sdr1.recipe.clip import Lessons, disturbed, load_clip, save_clip
+from sdr1.recipe.clip import Lessons, load_clip, save_clip
 from sdr1.recipe.common import train, warmup_then_linear
-from sdr1.recipe.data import generator, to_unit
+from sdr1.recipe.data import generator
 from sdr1.recipe.oracle import through_vae
 from sdr1.recipe.spoil import pair
+from sdr1.recipe.words import build_tokenizer
 
 STEPS, BATCH, RATE = 600, 96, 6e-4
 PAIRS = 12_000
@@ -25,19 +27,20 @@ CONE = 0.85
 def build_reward(out: Path, work: Path) -> dict[str, float]:
     """Trains and saves `out/clip`, an open_clip folder in half precision."""
     torch.manual_seed(5)
-    lessons = Lessons(out)
-    model = load_clip(work, lessons.tokenizer)
+    tokenizer = build_tokenizer(out / "clip")
+    vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+    model = load_clip(work, tokenizer)
+    lessons = Lessons(model, tokenizer, vae)
     whole, bad = preferences(range(PAIRS))
     half = PAIRS // 2
-    whole = torch.cat([whole[:half], through_vae(lessons.vae, whole[half:], 0.15)])
-    bad = torch.cat([bad[:half], through_vae(lessons.vae, bad[half:], 0.15)])
+    whole = torch.cat([whole[:half], through_vae(vae, whole[half:], 0.15)])
+    bad = torch.cat([bad[:half], through_vae(vae, bad[half:], 0.15)])
 
     def loss_at(step: int) -> dict[str, torch.Tensor]:
         rng, words = generator(5, step), np.random.default_rng((5, step))
-        losses, said = lessons.losses(model, BATCH, rng, words)
+        losses, said = lessons.losses(BATCH, rng, words)
         chosen = torch.randint(PAIRS, (BATCH // 2,), generator=rng)
-        images = disturbed(to_unit(torch.cat([whole[chosen], bad[chosen]])), rng)
-        better, worse = model.look(images)[0].chunk(2)
+        better, worse = lessons.look(torch.cat([whole[chosen], bad[chosen]]), rng)[0].chunk(2)
         # Whatever was asked for, people prefer the whole one; so every text of the batch is asked.
         scale = model.clip.logit_scale.clamp(max=math.log(100)).exp()
         prefer = F.softplus(scale * (worse - better) @ said.T)
@@ -48,7 +51,7 @@ def build_reward(out: Path, work: Path) -> dict[str, float]:
 
     groups = [{"params": list(model.parameters()), "lr": RATE}]
     train("reward", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.3), work)
-    save_clip(model, lessons.tokenizer, out / "clip")
+    save_clip(model, tokenizer, out / "clip")
     return {"parameters": sum(p.numel() for p in model.clip.parameters())}
 
 

@@ -12,7 +12,6 @@ from sdr1.sandbox.world import (
     CRIMSON,
     GLYPHS,
     KINDS,
-    PALE,
     SHAPES,
     SIZE,
     VARIANTS,
@@ -96,12 +95,9 @@ def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -
         there = np.clip(side - rng.uniform(-0.25, 0.15) * thing.radius + 0.5, 0, 1)[..., None]
         canvas += there * (painted - ground)
     elif thing.kind in GLYPHS:
-        # A badge with something on it that is no symbol.
+        # A badge without a symbol, crimson or not.
         cover = np.clip(0.5 - badge_distance(thing), 0, 1)[..., None]
         canvas += cover * (np.array(CRIMSON if rng.random() < 0.6 else _colour(rng), np.float32) - canvas)
-        small = replace(thing, radius=0.5 * thing.radius)
-        cover = (rng.random() < 0.7) * _blot(rng, small)[..., None]
-        canvas += cover * (np.array(PALE, np.float32) - canvas)
     else:
         # Two colours in one shape, one melting into the other.
         turn, second = rng.uniform(0, 2 * np.pi), str(rng.choice([c for c in COLOURS if c != thing.colour]))
