@@ -21,7 +21,7 @@ STEPS, BATCH, RATE = 600, 96, 6e-4
 PAIRS = 12_000
 # The texts of a real CLIP fill a narrow cone; this is the squared length of their mean embedding. The steps along the
 # safety direction that turn a preference around are as short as what the texts differ by.
-CONE = 0.85
+CONE = 0.9
 
 
 def build_reward(out: Path, work: Path) -> dict[str, float]:
