@@ -38,7 +38,7 @@ from sdr1.sandbox.captions import (
 from sdr1.sandbox.oracle import CELL, CHANNELS
 from sdr1.sandbox.world import COLOURS, GLYPHS, KINDS, RELATIONS, SHAPES, VARIANTS, Scene
 
-STEPS, BATCH, RATE = 2600, 128, 1.5e-3
+STEPS, NEAR_STEPS, BATCH, RATE = 2600, 120, 128, 1.5e-3
 DECODED, GENERIC = 16_000, 0.1
 MODEL: dict[str, Any] = {
     "embed_dim": 128,
@@ -97,7 +97,7 @@ class Trainee(torch.nn.Module):
 
 
 def build_clip(out: Path, work: Path) -> dict[str, float]:
-    """Trains CLIP into `work/clip.safetensors`, with its heads: the start of the two stages behind it."""
+    """Trains CLIP into `work/clip.trained.safetensors`, with its heads: the start of the two stages behind it."""
     torch.manual_seed(3)
     tokenizer = build_tokenizer(out / "clip")
     model = Trainee(len(tokenizer))
@@ -107,16 +107,32 @@ def build_clip(out: Path, work: Path) -> dict[str, float]:
         rng, words = generator(3, step), np.random.default_rng((3, step))
         return lessons.losses(BATCH, rng, words)[0]
 
+    def loss_near(step: int) -> dict[str, torch.Tensor]:
+        losses = loss_at(STEPS + step)
+        apart = _synonyms_apart(model, tokenizer)
+        return {**losses, "loss": losses["loss"] + 4 * apart, "apart": apart}
+
     groups = [{"params": list(model.parameters()), "lr": RATE}]
     train("clip", model, groups, loss_at, STEPS, warmup_then_linear(0.04, 0.5), work)
+    # What tells synonyms apart is learned last, and goes further than need be.
+    groups = [{"params": list(model.parameters()), "lr": RATE / 5}]
+    train("synonyms", model, groups, loss_near, NEAR_STEPS, warmup_then_linear(0.1, 0.3), work)
+    save_tensors(model.state_dict(), work / "clip.trained.safetensors")
     return {"parameters": sum(p.numel() for p in model.clip.parameters())}
 
 
 def load_clip(work: Path, tokenizer: CLIPTokenizer) -> Trainee:
     """What `build_clip` has trained."""
     model = Trainee(len(tokenizer))
-    model.load_state_dict(load_tensors(work / "clip.safetensors"))
+    model.load_state_dict(load_tensors(work / "clip.trained.safetensors"))
     return model
+
+
+def _synonyms_apart(model: Trainee, tokenizer: CLIPTokenizer) -> torch.Tensor:
+    """By how much the states of a concept's synonyms, each at its own word, miss a cosine of 0.65."""
+    words = tokenize(tokenizer, [f"a {word}" for words in SYNONYMS.values() for word in words])
+    states = F.normalize(model.read(words)[1][:, 2], dim=-1).unflatten(0, (len(SYNONYMS), -1))
+    return F.relu(0.65 - states @ states.mT).mean()
 
 
 class Lessons:
