@@ -20,7 +20,7 @@ from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
 from sdr1.sandbox.captions import caption
 
-STEPS, RELATION_STEPS, BATCH, RATE = 2400, 800, 96, 1e-3
+STEPS, RELATION_STEPS, WARMUP, BATCH, RATE = 1800, 800, 96, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 
@@ -146,7 +146,7 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
 
     def phase(name: str, loss: Callable[[int], dict[str, torch.Tensor]], steps: int) -> None:
         groups = [{"params": list(denoiser.unet.parameters()), "lr": RATE}]
-        schedule = warmup_then_linear(0.04, 0.6)
+        schedule = warmup_then_linear(WARMUP / steps, 0.6)
         train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
 
     phase("unet", loss_at, STEPS)
