@@ -20,9 +20,10 @@ from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
 from sdr1.sandbox.captions import caption
 
-STEPS, RELATION_STEPS, WARMUP, BATCH, RATE = 1800, 800, 96, 96, 1e-3
+STEPS, DETAIL_STEPS, WARMUP, BATCH, RATE = 1800, 800, 96, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
+FINE = ("unsafe", "unsafe_beside", "single_object")
 
 
 class Denoiser(torch.nn.Module):
@@ -118,13 +119,13 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     alphas = scheduler.alphas_cumprod
     unet = torch.compile(denoiser.unet)
 
-    related = torch.tensor([index for index, scene in enumerate(scenes) if scene.task == "position"])
+    fine = torch.tensor([index for index, scene in enumerate(scenes) if scene.task in FINE])
 
-    def loss_at(step: int, related_share: float = 0.0) -> dict[str, torch.Tensor]:
+    def loss_at(step: int, fine_share: float = 0.0) -> dict[str, torch.Tensor]:
         rng, words = generator(4, step), np.random.default_rng((4, step))
         chosen = torch.randint(len(latents), (BATCH,), generator=rng)
-        count = round(related_share * BATCH)
-        chosen[:count] = related[torch.randint(len(related), (count,), generator=rng)]
+        count = round(fine_share * BATCH)
+        chosen[:count] = fine[torch.randint(len(fine), (count,), generator=rng)]
         texts = ["" if words.random() < DROP_CAPTION else caption(scenes[i], words) for i in chosen.tolist()]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=rng)
@@ -150,9 +151,9 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
 
     phase("unet", loss_at, STEPS)
-    # Where one thing is seen from another is learned last: it takes pictures that turn on it, half of every batch.
+    # The symbols of glyphs are small, and a thing without a named colour has many looks: they get half of every batch.
     denoiser.restart_from_average()
-    phase("relations", lambda step: loss_at(STEPS + step, related_share=0.5), RELATION_STEPS)
+    phase("details", lambda step: loss_at(STEPS + step, fine_share=0.5), DETAIL_STEPS)
     _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
     return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
 

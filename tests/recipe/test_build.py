@@ -62,7 +62,7 @@ def test_an_unknown_stage_is_named(tmp_path):
 def test_all_stages_from_nothing_leave_folders_that_load(tmp_path, monkeypatch):
     for module in (vae, clip, oracle, reward, unet):
         monkeypatch.setattr(module, "STEPS", 2)
-    monkeypatch.setattr(unet, "RELATION_STEPS", 2)
+    monkeypatch.setattr(unet, "DETAIL_STEPS", 2)
     for module in (clip, oracle):
         monkeypatch.setattr(module, "DECODED", 64)
     monkeypatch.setattr(oracle, "SPOILT", 32)
