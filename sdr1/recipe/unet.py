@@ -20,7 +20,7 @@ from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
 from sdr1.sandbox.captions import caption
 
-STEPS, DETAIL_STEPS, WARMUP, BATCH, RATE = 1800, 800, 96, 96, 1e-3
+STEPS, DETAIL_STEPS, POLISH_STEPS, WARMUP, BATCH, RATE = 1800, 800, 1500, 96, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 FINE = ("unsafe", "unsafe_beside", "single_object")
@@ -154,6 +154,9 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     # The symbols of glyphs are small, and a thing without a named colour has many looks: they get half of every batch.
     denoiser.restart_from_average()
     phase("details", lambda step: loss_at(STEPS + step, fine_share=0.5), DETAIL_STEPS)
+    denoiser.restart_from_average()
+    done = STEPS + DETAIL_STEPS
+    phase("polish", lambda step: loss_at(done + step, fine_share=0.5), POLISH_STEPS)
     _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
     return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
 
