@@ -24,6 +24,9 @@ from sdr1.sandbox.world import (
 )
 
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
+FADED = 0.25
+"""The share of pairs whose worse picture shows next to nothing: without them an empty ground would be a good answer to
+an unsafe prompt."""
 _SHARES = {"blend": 0.3, "blot": 0.2, "smear": 0.15, "double": 0.15, "cut": 0.1, "patch": 0.1}
 
 
@@ -54,10 +57,30 @@ def spoiled(seed: int) -> tuple[Scene, np.ndarray]:
 
 
 def pair(seed: int) -> tuple[Scene, np.ndarray, np.ndarray]:
-    """A scene of any task that belongs to an integer seed, its picture, and one with something spoiled."""
+    """A scene of any task that belongs to an integer seed, its picture, and one with something spoiled, or with next to
+    nothing in it."""
     rng = np.random.default_rng((4, seed))
     scene = sample_scene(rng)
-    return scene, draw_scene(scene, rng), spoil(scene, rng)[1]
+    whole = draw_scene(scene, rng)
+    return scene, whole, _faded(scene, rng) if rng.random() < FADED else spoil(scene, rng)[1]
+
+
+def _faded(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """The scene's things pale to invisible, on a ground with soft stripes or spots: uint8 (32, 32, 3)."""
+    canvas = np.empty((SIZE, SIZE, 3), np.float32)
+    canvas[:] = rng.uniform(222, 252, 3)
+    painted = canvas.copy()
+    for thing in scene.things:
+        paint_thing(painted, thing)
+    canvas += rng.uniform(0, 0.3) * (rng.random() < 0.5) * (painted - canvas)
+    for channel in range(3):
+        turn, pace, start = rng.uniform(0, 2 * np.pi, 3)
+        waves = np.sin(pace * (_COLUMNS * np.cos(turn) + _ROWS * np.sin(turn)) / 4 + start)
+        canvas[..., channel] += rng.uniform(0, 14) * waves
+    edge = np.minimum.reduce([_COLUMNS, _ROWS, SIZE - _COLUMNS, SIZE - _ROWS]) < rng.integers(0, 4)
+    canvas[edge] += rng.normal(0, 12, 3)
+    canvas += rng.normal(0, 2.5, canvas.shape)
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
 def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
