@@ -99,7 +99,7 @@ class Trainee(torch.nn.Module):
 def build_clip(out: Path, work: Path) -> dict[str, float]:
     """Trains CLIP into `work/clip.trained.safetensors`, with its heads: the start of the two stages behind it."""
     torch.manual_seed(3)
-    tokenizer = build_tokenizer(out / "clip")
+    tokenizer = build_tokenizer(work, out / "clip")
     model = Trainee(len(tokenizer))
     lessons = Lessons(model, tokenizer)
 

@@ -27,7 +27,7 @@ CONE = 0.9
 def build_reward(out: Path, work: Path) -> dict[str, float]:
     """Trains and saves `out/clip`, an open_clip folder in half precision."""
     torch.manual_seed(5)
-    tokenizer = build_tokenizer(out / "clip")
+    tokenizer = build_tokenizer(work, out / "clip")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     model = load_clip(work, tokenizer)
     lessons = Lessons(model, tokenizer, vae)

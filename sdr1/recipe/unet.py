@@ -102,7 +102,7 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     """Trains on the latents of `out/pipeline/vae` and what CLIP of `work` says of captions, and completes `out/pipeline`, with a snapshot of the pipeline's
     folder in `work/snapshot` every 300 steps; returns the sizes."""
     torch.manual_seed(4)
-    tokenizer = build_tokenizer(out / "pipeline" / "tokenizer")
+    tokenizer = build_tokenizer(work, out / "pipeline" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     scenes, pictures = training_set()
     latents = _latents(vae, pictures, work / "latents.safetensors")

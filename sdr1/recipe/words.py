@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,8 +17,19 @@ LENGTH = 16
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Writes the tokenizer's files (16 tokens long, padded with the end token) into `folder` and loads them."""
+def build_tokenizer(work: Path, folder: Path) -> CLIPTokenizer:
+    """The tokenizer, 16 tokens long, padded with the end token, with its files in `folder`.
+
+    Words of equal frequency get their numbers in an order that changes from run to run. So it is made once, in `work`.
+    """
+    made = work / "tokenizer"
+    if not (made / "tokenizer.json").exists():
+        _make(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _make(folder: Path) -> None:
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
@@ -45,7 +57,6 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     )
     with disk_errors(folder):
         tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:

@@ -48,7 +48,8 @@ def test_batches_share_sampler_and_size_and_follow_from_the_rows_alone():
 
 def test_an_evaluation_leaves_what_its_contract_says(whole):
     lines = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
-    assert len(lines) == 6 * 2 + 4 * 2 + 4
+    # Six tasks, eight concepts, one beside a shape for each, and the prompts that sound near.
+    assert len(lines) == 6 * 2 + 8 * 2 + 8 + 2
     assert {"prompt", "row", "seed", "sampler", "steps", "guidance", "size", "file", "sha256"} <= lines[
         0
     ].keys()
@@ -124,7 +125,7 @@ def test_protocols_of_a_suite_draw_once_what_they_share(tmp_path, monkeypatch):
     names = ["geneval", "clip-t", "sandbox"]
     suite([{"protocol": name} for name in names], "sandbox", tmp_path / "suite", SMALL, LOCAL)
     # Twelve safe rows in batches of 8 and 4; the sandbox's second batch holds four others beside them.
-    assert drawn == [8, 4, 8, 8]
+    assert drawn == [8, 4, 8, 8, 8, 6]
     for name in names:
         run.evaluate(name, "sandbox", tmp_path / name, SMALL, LOCAL)
         assert bytes_of(tmp_path / "suite" / name) == bytes_of(tmp_path / name)
