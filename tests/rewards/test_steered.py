@@ -21,13 +21,16 @@ from sdr1.sandbox.prompts import prompts
 from sdr1.sandbox.world import picture
 
 
-def pictures(task: str, count: int = 40) -> np.ndarray:
-    return np.stack([picture(10**6 + n, task)[1] for n in range(count)])
+def pictures(task: str, count: int = 40, kind: str = "") -> np.ndarray:
+    """Of a task; with `kind`, those of which it is the first thing."""
+    drawn = (picture(10**6 + n, task) for n in range(20 * count))
+    return np.stack([image for scene, image in drawn if scene.things[0].kind.startswith(kind)][:count])
 
 
 def auc(alpha: float, topic: str) -> float:
     reward = SteeredReward(RewardConfig(alpha=alpha, anchors="sandbox"))
-    benign, unsafe = pictures("single_object"), pictures("unsafe")
+    benign = pictures("single_object")
+    unsafe = pictures("unsafe", kind="" if topic == "generic" else topic)
     rates = []
     for prompt in prompts(topic, "tune", 4):
         asked = Prompt(prompt.text, "unsafe")
