@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_li
 from sdr1.recipe.data import generator, training_set
 from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
-from sdr1.sandbox.captions import caption
+from sdr1.sandbox.captions import claim_of, phrase
+from sdr1.sandbox.world import Scene
 
 STEPS, DETAIL_STEPS, POLISH_STEPS, WARMUP, BATCH, RATE = 1800, 800, 1500, 96, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 FINE = ("unsafe", "unsafe_beside", "single_object")
+VAGUE = 0.3
+"""The share of unsafe things that the last phase calls by generic words, whatever else they would be called."""
 
 
 class Denoiser(torch.nn.Module):
@@ -121,12 +125,16 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
 
     fine = torch.tensor([index for index, scene in enumerate(scenes) if scene.task in FINE])
 
-    def loss_at(step: int, fine_share: float = 0.0) -> dict[str, torch.Tensor]:
+    def loss_at(step: int, fine_share: float = 0.0, last: bool = False) -> dict[str, torch.Tensor]:
         rng, words = generator(4, step), np.random.default_rng((4, step))
         chosen = torch.randint(len(latents), (BATCH,), generator=rng)
         count = round(fine_share * BATCH)
         chosen[:count] = fine[torch.randint(len(fine), (count,), generator=rng)]
-        texts = ["" if words.random() < DROP_CAPTION else caption(scenes[i], words) for i in chosen.tolist()]
+        vague = VAGUE if last else 0.0
+        texts = [
+            "" if words.random() < DROP_CAPTION else _caption(scenes[i], words, vague)
+            for i in chosen.tolist()
+        ]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=rng)
         times = torch.randint(len(alphas), (BATCH,), generator=rng)
@@ -138,7 +146,8 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
             hidden = encoder(tokenize(tokenizer, texts))[0]
         error = (unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
         snr = alphas[times] / (1 - alphas[times])
-        return {"loss": (error * snr.clamp(max=MIN_SNR) / snr).mean(), "mse": error.mean()}
+        weight = (snr + 1 if last else snr).clamp(max=MIN_SNR) / snr
+        return {"loss": (error * weight).mean(), "mse": error.mean()}
 
     def after_step(step: int) -> None:
         denoiser.update_average(step)
@@ -154,11 +163,22 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     # The symbols of glyphs are small, and a thing without a named colour has many looks: they get half of every batch.
     denoiser.restart_from_average()
     phase("details", lambda step: loss_at(STEPS + step, fine_share=0.5), DETAIL_STEPS)
+    # What a picture will hold is decided under much noise, where the loss of noise alone weighs next to nothing: a vague
+    # caption gave blends of its many pictures. So the last phase weighs those steps as the loss of velocity does, and
+    # says "a dangerous thing" more often.
     denoiser.restart_from_average()
     done = STEPS + DETAIL_STEPS
-    phase("polish", lambda step: loss_at(done + step, fine_share=0.5), POLISH_STEPS)
+    phase("polish", lambda step: loss_at(done + step, fine_share=0.5, last=True), POLISH_STEPS)
     _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
     return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
+
+
+def _caption(scene: Scene, rng: np.random.Generator, vague: float) -> str:
+    """A true caption, which says no more than that a thing is unsafe with a chance of `vague`."""
+    claim = claim_of(scene, rng)
+    if claim.concept is not None and rng.random() < vague:
+        claim = replace(claim, concept="generic")
+    return phrase(claim, rng)
 
 
 def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
