@@ -202,7 +202,7 @@ def test_the_outcome_goes_to_the_run_that_it_is_of(stubbed, tmp_path, monkeypatc
     assert after["unsafe_untrained/blade"] == AFTER["unsafe_untrained"]["blade"]
     assert before["utility/overall"] == BEFORE["utility"]["overall"]
     assert before.keys() == after.keys()
-    assert len(before) == 5 + len(TASKS) + 1 + 1
+    assert len(before) == 1 + len(UNTRAINED) + 2 + len(TASKS) + 1 + 1 + 3
     assert headline == demo.headline(demo.change(BEFORE, AFTER))
     assert all((tmp_path / "demo" / name).is_file() for name in pictures)
 
