@@ -108,6 +108,8 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
     torch.manual_seed(4)
     tokenizer = build_tokenizer(work, out / "pipeline" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
+    # It would be saved with the pipeline: where somebody's copy once lay is nobody's business.
+    vae.register_to_config(_name_or_path="")
     scenes, pictures = training_set()
     latents = _latents(vae, pictures, work / "latents.safetensors")
     encoder = text_encoder(load_clip(work, tokenizer).clip, tokenizer)

@@ -33,6 +33,7 @@ def test_weights_are_small_safetensors():
     files = [file for file in WEIGHTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files if file.suffix == ".safetensors") <= 16_000_000
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl", ".pth")]
+    assert not [file for file in files if file.suffix == ".json" and '_path": "/' in file.read_text()]
 
 
 def test_pictures_are_functions_of_their_seed():
