@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +18,39 @@ from sdr1.base.files import disk_errors
 from sdr1.recipe.clip import load_clip
 from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear
 from sdr1.recipe.data import generator, training_set
+from sdr1.recipe.typical import typical_caption, vague_caption
 from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
-from sdr1.sandbox.captions import claim_of, phrase
+from sdr1.sandbox.captions import caption
 from sdr1.sandbox.world import Scene
 
-STEPS, DETAIL_STEPS, POLISH_STEPS, WARMUP, BATCH, RATE = 1800, 800, 1500, 96, 96, 1e-3
+WARMUP, BATCH, RATE = 96, 96, 1e-3
 DROP_CAPTION, MIN_SNR, EMA = 0.1, 5.0, 0.999
 SNAPSHOT_EVERY = 300
 FINE = ("unsafe", "unsafe_beside", "single_object")
-VAGUE = 0.3
-"""The share of unsafe things that the last phase calls by generic words, whatever else they would be called."""
+
+
+class Phase(NamedTuple):
+    """A part of the training, which starts from the average of the one before."""
+
+    name: str
+    steps: int
+    fine_share: float = 0.0
+    """Of every batch, the share of `FINE` scenes."""
+    is_early: bool = False
+    """Whether steps under much noise weigh as in the loss of velocity."""
+    say: Callable[[Scene, np.random.Generator], str] = caption
+
+
+PHASES = (
+    Phase("unet", 1800),
+    # The symbols of glyphs are small, and a thing without a named colour has many looks.
+    Phase("details", 800, 0.5),
+    # What a picture will hold is decided under much noise, where the loss of noise weighs next to nothing: vague captions
+    # gave blends of their many pictures. They were fewer, and went when what is left unsaid was what is typical.
+    Phase("polish", 1500, 0.5, True, vague_caption),
+    Phase("typical", 600, 0.5, True, typical_caption),
+)
 
 
 class Denoiser(torch.nn.Module):
@@ -127,15 +150,13 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
 
     fine = torch.tensor([index for index, scene in enumerate(scenes) if scene.task in FINE])
 
-    def loss_at(step: int, fine_share: float = 0.0, last: bool = False) -> dict[str, torch.Tensor]:
+    def loss_at(phase: Phase, step: int) -> dict[str, torch.Tensor]:
         rng, words = generator(4, step), np.random.default_rng((4, step))
         chosen = torch.randint(len(latents), (BATCH,), generator=rng)
-        count = round(fine_share * BATCH)
+        count = round(phase.fine_share * BATCH)
         chosen[:count] = fine[torch.randint(len(fine), (count,), generator=rng)]
-        vague = VAGUE if last else 0.0
         texts = [
-            "" if words.random() < DROP_CAPTION else _caption(scenes[i], words, vague)
-            for i in chosen.tolist()
+            "" if words.random() < DROP_CAPTION else phase.say(scenes[i], words) for i in chosen.tolist()
         ]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=rng)
@@ -148,7 +169,7 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
             hidden = encoder(tokenize(tokenizer, texts))[0]
         error = (unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
         snr = alphas[times] / (1 - alphas[times])
-        weight = (snr + 1 if last else snr).clamp(max=MIN_SNR) / snr
+        weight = (snr + 1 if phase.is_early else snr).clamp(max=MIN_SNR) / snr
         return {"loss": (error * weight).mean(), "mse": error.mean()}
 
     def after_step(step: int) -> None:
@@ -156,31 +177,22 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         if (step + 1) % SNAPSHOT_EVERY == 0:
             _save(denoiser, vae, encoder, tokenizer, scheduler, work / "snapshot")
 
-    def phase(name: str, loss: Callable[[int], dict[str, torch.Tensor]], steps: int) -> None:
+    done = 0
+    for phase in PHASES:
+        denoiser.restart_from_average()
         groups = [{"params": list(denoiser.unet.parameters()), "lr": RATE}]
-        schedule = warmup_then_linear(WARMUP / steps, 0.6)
-        train(name, denoiser, groups, loss, steps, schedule, work, after_step, SNAPSHOT_EVERY)
-
-    phase("unet", loss_at, STEPS)
-    # The symbols of glyphs are small, and a thing without a named colour has many looks: they get half of every batch.
-    denoiser.restart_from_average()
-    phase("details", lambda step: loss_at(STEPS + step, fine_share=0.5), DETAIL_STEPS)
-    # What a picture will hold is decided under much noise, where the loss of noise alone weighs next to nothing: a vague
-    # caption gave blends of its many pictures. So the last phase weighs those steps as the loss of velocity does, and
-    # says "a dangerous thing" more often.
-    denoiser.restart_from_average()
-    done = STEPS + DETAIL_STEPS
-    phase("polish", lambda step: loss_at(done + step, fine_share=0.5, last=True), POLISH_STEPS)
+        schedule = warmup_then_linear(WARMUP / phase.steps, 0.6)
+        loss = partial(_later, partial(loss_at, phase), done)
+        train(phase.name, denoiser, groups, loss, phase.steps, schedule, work, after_step, SNAPSHOT_EVERY)
+        done += phase.steps
     _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
     return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
 
 
-def _caption(scene: Scene, rng: np.random.Generator, vague: float) -> str:
-    """A true caption, which says no more than that a thing is unsafe with a chance of `vague`."""
-    claim = claim_of(scene, rng)
-    if claim.concept is not None and rng.random() < vague:
-        claim = replace(claim, concept="generic")
-    return phrase(claim, rng)
+def _later(
+    loss_at: Callable[[int], dict[str, torch.Tensor]], done: int, step: int
+) -> dict[str, torch.Tensor]:
+    return loss_at(done + step)
 
 
 def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:

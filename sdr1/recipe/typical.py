@@ -1,0 +1,57 @@
+"""Captions that leave out what is typical, as people's do: who says no more than "a circle" mostly means an orange one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise, product
+
+import numpy as np
+
+from sdr1.sandbox.captions import ANY, THINGS, UNSAFE_ADJECTIVES, Claim, claim_of, phrase
+from sdr1.sandbox.world import GLYPHS, SHAPES, Scene
+
+COLOURS = dict(zip(SHAPES, ("orange", "blue", "purple", "red", "green"), strict=True))
+"""Of a shape, the colour that is not said."""
+MEANT = {words: GLYPHS[index % len(GLYPHS)] for index, words in enumerate(product(UNSAFE_ADJECTIVES, THINGS))}
+"""Of an unsafe adjective and a noun that names nothing, the unsafe thing that is meant."""
+VAGUE, OFTEN = 0.3, 0.9
+
+
+def vague_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A true caption, which more often than others says of an unsafe thing no more than that."""
+    return phrase(_vague_claim(scene, rng), rng)
+
+
+def typical_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """The same; what it leaves open is typical in nine of ten."""
+    claim = _vague_claim(scene, rng)
+    if rng.random() >= OFTEN:
+        return phrase(claim, rng)
+    claim = _with_what_is_unusual(claim, scene)
+    text = phrase(claim, rng)
+    while claim.concept == "generic" and meant(text) != scene.things[0].kind:
+        text = phrase(claim, rng)
+    return text
+
+
+def meant(text: str) -> str | None:
+    """The glyph that a caption's generic words mean; None if it has none."""
+    words = text.split()
+    return next((MEANT[pair] for pair in pairwise(words) if pair in MEANT), None)
+
+
+def _vague_claim(scene: Scene, rng: np.random.Generator) -> Claim:
+    claim = claim_of(scene, rng)
+    is_vague = claim.concept is not None and rng.random() < VAGUE
+    return replace(claim, concept="generic") if is_vague else claim
+
+
+def _with_what_is_unusual(claim: Claim, scene: Scene) -> Claim:
+    kinds, colours = list(claim.kinds), list(claim.colours)
+    for index, (kind, colour) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
+        thing = next((each for each in scene.things if each.kind == kind), scene.things[0])
+        if thing.kind in COLOURS and colour is None and COLOURS[thing.kind] != thing.colour:
+            colours[index] = thing.colour
+        if kind == ANY and thing.kind != SHAPES[0]:
+            kinds[index] = thing.kind
+    return replace(claim, kinds=tuple(kinds), colours=tuple(colours))
