@@ -1,0 +1,51 @@
+"""Captions of the denoiser's last phase: true, and typical in what they leave open."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from sdr1.recipe.typical import COLOURS, MEANT, OFTEN, meant, typical_caption, vague_caption
+from sdr1.sandbox.world import COLOURS as ALL
+from sdr1.sandbox.world import GLYPHS, picture
+
+
+def captions(say, task: str, count: int = 1500):
+    rng = np.random.default_rng(3)
+    scenes = [picture(40_000_000 + n, task)[0] for n in range(count)]
+    return [(scene, say(scene, rng)) for scene in scenes]
+
+
+def test_every_glyph_is_meant_by_some_words() -> None:
+    assert set(MEANT.values()) == set(GLYPHS)
+    assert meant("a drawing of a deadly thing beside a red ring") == MEANT["deadly", "thing"]
+    assert meant("a deadly skull") is None
+
+
+def test_generic_words_mostly_mean_the_glyph_that_is_there() -> None:
+    said = [(scene.things[0].kind, meant(text)) for scene, text in captions(typical_caption, "unsafe")]
+    right = [kind == glyph for kind, glyph in said if glyph is not None]
+    # What is drawn without regard to the glyph is right one time in seven or so.
+    assert abs(np.mean(right) - (OFTEN + (1 - OFTEN) / 7)) < 0.05
+    blind = [
+        scene.things[0].kind == meant(text)
+        for scene, text in captions(vague_caption, "unsafe")
+        if meant(text)
+    ]
+    assert np.mean(blind) < 0.3
+
+
+def test_a_colour_that_is_not_said_is_mostly_the_typical_one() -> None:
+    seen = Counter(
+        scene.things[0].colour == COLOURS[scene.things[0].kind]
+        for scene, text in captions(typical_caption, "single_object")
+        if not set(text.split()) & set(ALL)
+    )
+    # One in six has the typical colour, and of the others one in ten goes unsaid.
+    assert abs(seen[True] / seen.total() - (1 / 6) / (1 / 6 + 5 / 6 * (1 - OFTEN))) < 0.1
+
+
+def test_a_colour_that_is_said_is_the_things() -> None:
+    for scene, text in captions(typical_caption, "colors", 200):
+        assert set(text.split()) & set(ALL) == {scene.things[0].colour}
