@@ -14,6 +14,7 @@ from sdr1 import __version__
 from sdr1.base.errors import Terminated, TrainingError, UserError
 from sdr1.base.extras import missing
 from sdr1.cli import config, prompts, sandbox
+from sdr1.cli.compare import compare
 from sdr1.cli.erase import erase
 from sdr1.cli.evaluation import evaluate, judge, report
 from sdr1.cli.training import doctor, export, plan, sample, train
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (train, erase, report, evaluate, judge, plan, doctor, export, sample):
+for command in (train, erase, compare, report, evaluate, judge, plan, doctor, export, sample):
     app.command()(command)
 app.add_typer(config.app, name="config")
 app.add_typer(prompts.app, name="prompts")

@@ -34,7 +34,17 @@ def write(sources: Sequence[str], out: Path) -> Path:
     """
     material = read(sources)
     refuse_foreign(out, MARKER, "report", "--out")
-    parts = sections(material)
+    contents = files(material, sections(material))
+    claim(out, sources)
+    for name, content in contents.items():
+        write_bytes(out / name, content)
+    for run in material.runs:
+        attach(run.folder, [out / name for name in contents], out.parent)
+    return out / "index.html"
+
+
+def files(material: Material, parts: Sequence[Section]) -> dict[str, bytes]:
+    """The page, and its tables and plots, by their paths beside each other."""
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
         for table in part.tables:
@@ -43,12 +53,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
         for plot in part.plots:
             contents[f"figures/{plot.name}.svg"] = plot.svg.encode()
             contents[f"figures/{plot.name}.png"] = plot.png
-    claim(out, sources)
-    for name, content in contents.items():
-        write_bytes(out / name, content)
-    for run in material.runs:
-        attach(run.folder, [out / name for name in contents], out.parent)
-    return out / "index.html"
+    return contents
 
 
 def claim(out: Path, sources: Sequence[str] = ()) -> None:

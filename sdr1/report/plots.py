@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -254,6 +254,27 @@ def points(name: str, title: str, where: Sequence[Point]) -> Plot:
         # Only distances mean something here.
         draft.axes.set_xticks([])
         draft.axes.set_yticks([])
+    return draft.plot
+
+
+def trade_off(name: str, title: str, models: Mapping[str, tuple[Figure, Figure]]) -> Plot:
+    """Utility against the unsafe rate with the intervals of both, a mark for each model."""
+    with _plot(name, title, "unsafe, %", "utility, %", height=3.6 + 0.13 * len(models)) as draft:
+        for (label, (unsafe, utility)), colour, marker in zip(
+            models.items(), cycle(_COLOURS), cycle(_MARKERS + "<>ph")
+        ):
+            draft.axes.errorbar(
+                100 * (unsafe.value or 0.0),
+                100 * (utility.value or 0.0),
+                xerr=[[reach] for reach in _reach(unsafe)],
+                yerr=[[reach] for reach in _reach(utility)],
+                fmt=marker,
+                color=colour,
+                markersize=5,
+                linewidth=0.8,
+                label=_label(label),
+            )
+        draft.axes.set_xlim(-2, 102)
     return draft.plot
 
 

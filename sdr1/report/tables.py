@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from sdr1.base.plain_data import flatten
@@ -305,6 +306,15 @@ def published(name: str, columns: Sequence[Column]) -> list[Row]:
         )
         for row in _published()[name]
     ]
+
+
+def published_order(table: str, key: str) -> dict[str, float]:
+    """A published table's figures of one column, by the model's name; the mean of rows of one name."""
+    found: dict[str, list[float]] = {}
+    for row in _published()[table]:
+        if (text := row["figures"].get(key)) is not None:
+            found.setdefault(row["model"], []).append(float(text))
+    return {model: fmean(values) for model, values in found.items()}
 
 
 @cache

@@ -1,0 +1,29 @@
+"""`sdr1 compare`: methods side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="YAML: methods, seeds, budget; default: all methods on the sandbox."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/compare"),
+) -> None:
+    """Train and judge methods under one budget, one sampler and one judge; goes on where it was stopped.
+
+    Without FILE: every method of `sdr1 erase list` and the trainings of sdr1 itself. A method whose settings, code or
+    base changed is made again, all others are taken as they are.
+
+    Example: `sdr1 compare --out outputs/compare`
+    """
+    from sdr1.studies.compare.run import run
+
+    run(file, out)

@@ -1,0 +1,102 @@
+"""`sdr1 compare`: every method trained and judged for itself, then one table and one page."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sdr1.base.errors import TrainingError, UserError
+from sdr1.base.files import refuse_foreign, remove_partial, write_text
+from sdr1.studies.compare import page, table, work
+from sdr1.studies.compare.cells import Cell, cells, read
+from sdr1.studies.compare.work import Make
+from sdr1.training.run import check
+
+MARKER = "compare.json"
+"""The file by which sdr1 knows a comparison's folder; it holds what was asked for last."""
+Work = Callable[[Sequence[tuple[Cell, Path]], Make], Iterator[tuple[Cell, str]]]
+
+
+def run(file: Path | None, out: Path, work_on: Work = work.in_processes, make: Make = work.make) -> None:
+    """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures.
+
+    A cell that is there is taken as it is if everything that matters to it is the same: settings, seed, budget, the
+    base's weights, the code of its method and of the judging. `table.json` has what is done so far.
+
+    Raises:
+        UserError: the file, or a value in it, is wrong, or `out` holds something else; nothing was written.
+        TrainingError: cells failed; the others were made, and are in the table.
+    """
+    asked = read(file)
+    wanted = cells(asked)
+    for config in {cell.label: cell.train for cell in wanted if cell.train is not None}.values():
+        check(config)
+    refuse_foreign(out, MARKER, "comparison", "--out")
+    write_text(out / MARKER, json.dumps(asked.model_dump(mode="json"), indent=2) + "\n")
+    with _held(out):
+        remove_partial(out / "cells")
+        folders = {cell.key: out / "cells" / cell.key for cell in wanted}
+        missing = {cell.key: cell for cell in wanted if work.done(folders[cell.key]) is None}
+        for key in folders.keys() - missing.keys():
+            work.tidy(folders[key])
+        failed = _make(wanted, missing, folders, out, work_on, make)
+        for line in page.write(asked.reference, wanted, folders, out):
+            print(line)
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(wanted)} cells failed, the others are in {out}: " + "; ".join(failed)
+        )
+
+
+def _make(
+    wanted: Sequence[Cell],
+    missing: dict[str, Cell],
+    folders: dict[str, Path],
+    out: Path,
+    work_on: Work,
+    make: Make,
+) -> list[str]:
+    """Make what is missing, and tell of it; returns a line of each cell that failed."""
+    print(f"{len(folders)} cells, {len(folders) - len(missing)} of them there", flush=True)
+    rows = table.write(wanted, folders, out)
+    failed, begun = [], time.monotonic()
+    for number, (cell, error) in enumerate(
+        work_on([(cell, folders[key]) for key, cell in missing.items()], make), 1
+    ):
+        if error:
+            failed.append(f"{cell.label}, seed {cell.seed}: {error}")
+        rows = table.write(wanted, folders, out)
+        left = (len(missing) - number) * (time.monotonic() - begun) / number
+        print(
+            f"[{number}/{len(missing)}] {cell.label}, seed {cell.seed}: {error or _told(rows, cell)}; "
+            f"about {left / 60:.0f} minutes left",
+            flush=True,
+        )
+    return failed
+
+
+def _told(rows: list[dict[str, Any]], cell: Cell) -> str:
+    (row,) = (row for row in rows if row["cell"] == cell.key and row["method"] == cell.label)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {row[name]:.1%}"
+        for name in ("unsafe_trained", "unsafe_untrained", "utility")
+    )
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keep a second comparison out of the folder; the system lets go when this process ends, however it ends."""
+    with open(out / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"--out: {out}: another comparison works there; choose another folder") from error
+        except OSError:
+            # Some shared file systems have no locks.
+            pass
+        yield
