@@ -66,6 +66,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
         "doctor",
         "evaluate",
         "judge",
+        "compare",
         "report",
         "export",
         "sample",

@@ -27,6 +27,7 @@ COMMANDS = {
     "the demo's own folder for its run": ["sandbox", "demo", "--out", "new", "run.directory=new"],
     "seeds": ["sandbox", "demo", "iterations=1", "--seed", "0", "--seed", "1", "--out", "OUT"],
     "ablation": ["sandbox", "ablation", "--only", "steered", "--out", "OUT"],
+    "compare": ["compare", "--out", "OUT"],
     "page of the sandbox": ["sandbox", "report", "--demo", "new", "--evaluations", "more", "--out", "OUT"],
     "build": ["sandbox", "build", "--stage", "quality", "--out", "OUT"],
     "draw": ["sandbox", "draw", "--out", "OUT/mine.png"],

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
-from sdr1.base.plain_data import checked, flatten, read_yaml
+from sdr1.base.plain_data import checked, flatten, read_yaml, shown
 from sdr1.base.section import SANDBOX, Section
 from sdr1.config.evaluation import MOST_ROW_SEED
 from sdr1.config.files import PRESETS, from_overrides, load
@@ -133,6 +133,8 @@ def read(path: Path | None) -> Comparison:
 
     file = path or DEFAULT
     values = OmegaConf.to_container(read_yaml(file, "FILE"))
+    if not isinstance(values, dict):
+        raise UserError(f"FILE: {file}: {shown(values)}: is no mapping; begin with seeds: and methods:")
     try:
         return checked(Comparison, values)
     except UserError as error:

@@ -33,10 +33,10 @@ def run(file: Path | None, out: Path, work_on: Work = work.in_processes, make: M
         TrainingError: cells failed; the others were made, and are in the table.
     """
     asked = read(file)
+    refuse_foreign(out, MARKER, "comparison", "--out")
     wanted = cells(asked)
     for config in {cell.label: cell.train for cell in wanted if cell.train is not None}.values():
         check(config)
-    refuse_foreign(out, MARKER, "comparison", "--out")
     write_text(out / MARKER, json.dumps(asked.model_dump(mode="json"), indent=2) + "\n")
     with _held(out):
         remove_partial(out / "cells")
