@@ -99,9 +99,9 @@ def in_processes(cells: Sequence[tuple[Cell, Path]], make: Make) -> Iterator[tup
         while waiting or running:
             while waiting and len(running) < PROCESSES:
                 cell, folder = waiting.popleft()
-                process = context.Process(target=_child, args=(make, cell, folder))
-                process.start()
-                running[process.sentinel] = process, cell, folder
+                started = context.Process(target=_child, args=(make, cell, folder))
+                started.start()
+                running[started.sentinel] = started, cell, folder
             for sentinel in wait(list(running)):
                 assert isinstance(sentinel, int)
                 process, cell, folder = running.pop(sentinel)
