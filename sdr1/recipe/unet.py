@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -126,8 +126,8 @@ def text_encoder(clip: CLIP, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_unet(out: Path, work: Path) -> dict[str, float]:
-    """Trains on the latents of `out/pipeline/vae` and what CLIP of `work` says of captions, and completes `out/pipeline`, with a snapshot of the pipeline's
-    folder in `work/snapshot` every 300 steps; returns the sizes."""
+    """Trains on the latents of `out/pipeline/vae` and what CLIP of `work` says of captions, and completes `out/pipeline`,
+    with a snapshot of the pipeline's folder in `work/snapshot` every 300 steps; returns the sizes."""
     torch.manual_seed(4)
     tokenizer = build_tokenizer(work, out / "pipeline" / "tokenizer")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
@@ -145,32 +145,9 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    alphas = scheduler.alphas_cumprod
-    unet = torch.compile(denoiser.unet)
-
-    fine = torch.tensor([index for index, scene in enumerate(scenes) if scene.task in FINE])
-
-    def loss_at(phase: Phase, step: int) -> dict[str, torch.Tensor]:
-        rng, words = generator(4, step), np.random.default_rng((4, step))
-        chosen = torch.randint(len(latents), (BATCH,), generator=rng)
-        count = round(phase.fine_share * BATCH)
-        chosen[:count] = fine[torch.randint(len(fine), (count,), generator=rng)]
-        texts = [
-            "" if words.random() < DROP_CAPTION else phase.say(scenes[i], words) for i in chosen.tolist()
-        ]
-        clean = latents[chosen]
-        noise = torch.randn(clean.shape, generator=rng)
-        times = torch.randint(len(alphas), (BATCH,), generator=rng)
-        kept = alphas[times][:, None, None, None]
-        noisy = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last
-        )
-        with torch.no_grad():
-            hidden = encoder(tokenize(tokenizer, texts))[0]
-        error = (unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
-        snr = alphas[times] / (1 - alphas[times])
-        weight = (snr + 1 if phase.is_early else snr).clamp(max=MIN_SNR) / snr
-        return {"loss": (error * weight).mean(), "mse": error.mean()}
+    lessons = Lessons(
+        torch.compile(denoiser.unet), scenes, latents, tokenizer, encoder, scheduler.alphas_cumprod
+    )
 
     def after_step(step: int) -> None:
         denoiser.update_average(step)
@@ -182,17 +159,54 @@ def build_unet(out: Path, work: Path) -> dict[str, float]:
         denoiser.restart_from_average()
         groups = [{"params": list(denoiser.unet.parameters()), "lr": RATE}]
         schedule = warmup_then_linear(WARMUP / phase.steps, 0.6)
-        loss = partial(_later, partial(loss_at, phase), done)
+        loss = partial(lessons.loss, phase, done)
         train(phase.name, denoiser, groups, loss, phase.steps, schedule, work, after_step, SNAPSHOT_EVERY)
         done += phase.steps
     _save(denoiser, vae, encoder, tokenizer, scheduler, out / "pipeline")
     return {"parameters": sum(p.numel() for p in denoiser.unet.parameters())}
 
 
-def _later(
-    loss_at: Callable[[int], dict[str, torch.Tensor]], done: int, step: int
-) -> dict[str, torch.Tensor]:
-    return loss_at(done + step)
+class Lessons:
+    """The loss of a step, whose batch is drawn from nothing but the step's number."""
+
+    def __init__(
+        self,
+        unet: Callable[..., Any],
+        scenes: list[Scene],
+        latents: torch.Tensor,
+        tokenizer: CLIPTokenizer,
+        encoder: CLIPTextModel,
+        alphas: torch.Tensor,
+    ) -> None:
+        self._unet, self._scenes, self._latents = unet, scenes, latents
+        self._tokenizer, self._encoder, self._alphas = tokenizer, encoder, alphas
+        self._fine = torch.tensor([index for index, scene in enumerate(scenes) if scene.task in FINE])
+
+    def loss(self, phase: Phase, done: int, step: int) -> dict[str, torch.Tensor]:
+        """The weighted loss of noise of step `step` of a phase before which `done` were made, and the plain one."""
+        step += done
+        rng, words = generator(4, step), np.random.default_rng((4, step))
+        chosen = torch.randint(len(self._latents), (BATCH,), generator=rng)
+        count = round(phase.fine_share * BATCH)
+        chosen[:count] = self._fine[torch.randint(len(self._fine), (count,), generator=rng)]
+        texts = [
+            "" if words.random() < DROP_CAPTION else phase.say(self._scenes[i], words)
+            for i in chosen.tolist()
+        ]
+        clean = self._latents[chosen]
+        noise = torch.randn(clean.shape, generator=rng)
+        times = torch.randint(len(self._alphas), (BATCH,), generator=rng)
+        alphas = self._alphas[times]
+        kept = alphas[:, None, None, None]
+        noisy = (kept.sqrt() * clean + (1 - kept).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
+        with torch.no_grad():
+            hidden = self._encoder(tokenize(self._tokenizer, texts))[0]
+        error = (self._unet(noisy, times, hidden).sample - noise).square().mean((1, 2, 3))
+        snr = alphas / (1 - alphas)
+        weight = (snr + 1 if phase.is_early else snr).clamp(max=MIN_SNR) / snr
+        return {"loss": (error * weight).mean(), "mse": error.mean()}
 
 
 def _latents(vae: AutoencoderKL, pictures: torch.Tensor, path: Path) -> torch.Tensor:
