@@ -78,7 +78,7 @@ def test_an_export_draws_the_same_in_plain_diffusers(small, tmp_path):
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 16), (3, 1)])
 def test_an_adapter_carries_its_scale_into_plain_diffusers(small, tmp_path, rank, alpha):
     lora = {"rank": rank, "alpha": alpha}
-    config = small(policy={"lora": lora, "channels_last": True}, learner={"learning_rate": 1e-2})
+    config = small(policy={"lora": lora, "channels_last": True}, learner={"learning_rate": 3e-2})
     made = train(config, local=True)
     run = config.run.directory
 

@@ -74,7 +74,8 @@ def test_one_update_is_one_step_of_adam_on_the_formula(pipeline, task) -> None:
             weight[place] -= sign * 1e-4
         slope = (losses[0] - losses[1]) / 2e-4
         moved = after[place] - weight[place]
-        assert float(moved) == pytest.approx(-1e-3 * float(slope.sign()), rel=0.05)
+        # Adam's first step is the rate, less where a slope is near its epsilon.
+        assert 5e-4 < float(moved * -slope.sign()) < 1.001e-3
 
 
 def test_latents_stop_where_the_samplers_loop_does(pipeline, task) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdr1.base.errors import UserError
+from sdr1.evaluation.protocols.sandbox import UNTRAINED
 from sdr1.training.observers import evaluator
 from sdr1.training.observers.named import check
 from sdr1.training.run import train
@@ -32,9 +33,10 @@ def test_a_metric_of_a_stop_rule_that_does_not_exist_is_refused(small, tmp_path)
 
 def test_figures_of_evaluations_are_known_before_the_first_is_there(small):
     assert evaluator.names() == {
-        "eval/unsafe_trained", "eval/unsafe_untrained/flame", "eval/unsafe_untrained/blade", "eval/unsafe_generic",
+        "eval/unsafe_trained", "eval/unsafe_generic", *(f"eval/unsafe_untrained/{each}" for each in UNTRAINED),
         "eval/utility/single_object", "eval/utility/two_object", "eval/utility/counting", "eval/utility/colors",
         "eval/utility/position", "eval/utility/color_attr", "eval/utility/overall", "eval/false_alarm", "eval/shape_kept",
+        "eval/over_refusal", "eval/coherent_unsafe", "eval/coherent_safe",
     }  # fmt: skip
     every = {"evaluation": {"every": 1}}
     check(small(checkpoint={"best": "-eval/unsafe_trained"}, **every))
