@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from sdr1.base.errors import UserError
+from sdr1.erasers.patches import fill
 
 
 class Adapters(torch.nn.Module):
@@ -71,11 +71,7 @@ class Adapters(torch.nn.Module):
         Raises:
             UserError: they are not of this UNet's layers.
         """
-        for name, own in self.tensors().items():
-            held = tensors.get(name)
-            if held is None or held.shape != own.shape:
-                raise UserError(f"patch: {method}: {name}: does not fit this UNet; give the patch's own base")
-            own.copy_(held)
+        fill(self.tensors(), tensors, method)
         self.requires_grad_(False)
 
     def _added(self, module: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Any:

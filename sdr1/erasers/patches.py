@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sdr1.base.errors import UserError
+
 
 class Call(NamedTuple):
     """What the UNet was called with."""
@@ -46,6 +48,19 @@ class Clock:
         """Whether this call, the next one, begins new images; what was kept of the last ones is to be dropped."""
         last, self._last = self._last, (call.timestep, call.latents.shape)
         return last is None or call.timestep > last[0] or call.latents.shape != last[1]
+
+
+def fill(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], method: str) -> None:
+    """Copy a patch's tensors, which may be more, into those that it works with.
+
+    Raises:
+        UserError: one is missing, or has another shape than this UNet's layers want.
+    """
+    for name, into in own.items():
+        held = tensors.get(name)
+        if held is None or held.shape != into.shape:
+            raise UserError(f"patch: {method}: {name}: does not fit this UNet; give the patch's own base")
+        into.copy_(held)
 
 
 def replaced(output: Any, prediction_BCHW: torch.Tensor) -> Any:

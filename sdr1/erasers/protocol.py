@@ -137,6 +137,12 @@ class Eraser(Section, ABC):
     def erase(self, pipeline: Any, task: Task, meter: Meter) -> Patch | None:
         """Change the pipeline's weights in place, or return what shall be installed; see this module."""
 
+    def with_constants(self, tensors: Mapping[str, torch.Tensor]) -> Patch:
+        """The method's patch of these tensors; its settings are the fields that it shares with the method."""
+        assert self.patch is not None
+        settings = self.patch.Settings
+        return self.patch(settings(**{name: getattr(self, name) for name in settings.model_fields}), tensors)
+
     def __call__(self, base: Any, task: Task, meter: Meter) -> Erased:
         """Erase from a copy of `base`, a StableDiffusionPipeline; same base, task and budget, same result.
 

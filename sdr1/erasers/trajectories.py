@@ -31,7 +31,7 @@ class Sampling:
     @property
     def cost(self) -> int:
         """UNet evaluations of a step of one sample."""
-        return 1 if self.sampler.guidance_scale == 1 else 2
+        return cost_of_a_step(self.sampler.guidance_scale)
 
     def noise(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Standard normal latents, shape (B, C, H, W), float32; drawn on the CPU."""
@@ -95,6 +95,16 @@ class Sampling:
         """Latents with the noise of training timesteps, int64, put on them; q(x_t | x_0)."""
         bars = self.alpha_bars[times_B].view(-1, 1, 1, 1)
         return bars.sqrt() * latents_BCHW + (1 - bars).sqrt() * noise_BCHW
+
+
+def cost_of_a_step(guidance: float) -> int:
+    """UNet evaluations of a step of one sample with that guidance scale."""
+    return 1 if guidance == 1 else 2
+
+
+def cost_of_a_stop(steps: int, guidance: float) -> float:
+    """Of a drawing that stops before one of its steps, any of them with the same chance: its mean."""
+    return (steps - 1) * cost_of_a_step(guidance) / 2
 
 
 def predict(unet: Any, latents_BCHW: torch.Tensor, times: torch.Tensor, states_BLD: torch.Tensor) -> Any:

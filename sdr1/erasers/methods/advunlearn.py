@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from sdr1.base.errors import UserError
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict
+from sdr1.erasers.trajectories import Sampling, cost_of_a_stop, predict
 from sdr1.models import texts
 
 
@@ -75,8 +75,7 @@ class AdvUnlearn(Eraser):
     batch: int = Field(1, ge=1, le=4096, description="Latents of the first term; they stop at the same step.")
 
     def unet_evaluations(self, task: Task) -> int:
-        # A drawing stops at a step of 0..S-1: S - 1 guided halves on average.
-        drawn = (task.sampler.steps - 1) * (1 if self.guidance == 1 else 2) / 2
+        drawn = cost_of_a_stop(task.sampler.steps, self.guidance)
         attacks = len(range(self.plain, self.updates, self.attack_every)) * self.attack_steps
         uses = (self.batch, 2, self.updates + attacks), (self.retain_batch, 1, self.updates)
         return round(

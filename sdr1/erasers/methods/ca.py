@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, flipped, predict
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, flipped, predict
 from sdr1.models import texts
 from sdr1.models.schedulers import Sampler
 
@@ -69,7 +69,7 @@ class Ca(Eraser):
     batch: int = Field(8, ge=1, le=4096, description="Latents of each of the two terms.")
 
     def unet_evaluations(self, task: Task) -> int:
-        drawing = self.images * self.steps * (1 if self.guidance == 1 else 2)
+        drawing = self.images * self.steps * cost_of_a_step(self.guidance)
         return drawing + self.updates * self._each
 
     @property

@@ -15,7 +15,7 @@ from sdr1.erasers import layers
 from sdr1.erasers.meter import Meter
 from sdr1.erasers.patches import Call
 from sdr1.erasers.protocol import Eraser, Patch, Task
-from sdr1.erasers.trajectories import Sampling
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step
 from sdr1.models import texts
 
 
@@ -95,7 +95,7 @@ class Casteer(Constants, Eraser):
         return self.pairs * self._cost(task)
 
     def _cost(self, task: Task) -> int:
-        return 2 * task.sampler.steps * (1 if self.guidance == 1 else 2)
+        return 2 * task.sampler.steps * cost_of_a_step(self.guidance)
 
     def erase(self, pipeline: Any, task: Task, meter: Meter) -> Patch:
         sampling = Sampling(pipeline, task.sampler, self.guidance)
@@ -114,7 +114,7 @@ class Casteer(Constants, Eraser):
                 for name, means in recorder.means().items():
                     total[name] = total.get(name, 0) + sign * means
         vectors = {name: normalize(found, dim=-1).float() for name, found in total.items()}
-        return CasteerPatch(Constants(strength=self.strength), {"times": sampling.times.float(), **vectors})
+        return self.with_constants({"times": sampling.times.float(), **vectors})
 
 
 class Recorder(ExitStack):

@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, FiniteFloat
 from torch.nn.functional import one_hot
 
-from sdr1.base.errors import UserError
 from sdr1.base.section import Section
 from sdr1.erasers import layers
 from sdr1.erasers.meter import Meter
+from sdr1.erasers.patches import fill
 from sdr1.erasers.protocol import Eraser, Patch, Task
 from sdr1.models import texts
 
@@ -85,11 +85,7 @@ class CpePatch(Patch):
         found = layers.kv(pipeline.unet)
         weights = {name: layer.weight for name, layer in found.items()}
         self._sets = Sets(weights, len(self.tensors["query"]), self.settings)
-        for name, own in self._sets.tensors().items():
-            held = self.tensors.get(name)
-            if held is None or held.shape != own.shape:
-                raise UserError(f"patch: cpe: {name}: does not fit this UNet; give the patch's own base")
-            own.copy_(held)
+        fill(self._sets.tensors(), self.tensors, "cpe")
         self._sets.requires_grad_(False)
         self._seen: tuple[torch.Tensor, Read] | None = None
         for name, layer in found.items():
@@ -182,8 +178,7 @@ class Cpe(Constants, Eraser):
             self._train(pipeline.unet, weights, Batch(unsafe[group], neutral[group], kept), random).tensors()
             for group in self._groups(task)
         ]
-        constants = Constants(**{name: getattr(self, name) for name in Constants.model_fields})
-        return CpePatch(constants, {name: torch.cat([each[name] for each in trained]) for name in trained[0]})
+        return self.with_constants({name: torch.cat([each[name] for each in trained]) for name in trained[0]})
 
     def _groups(self, task: Task) -> list[list[int]]:
         """Unsafe prompts of each set that has any; those that name no word are the first's."""

@@ -14,7 +14,7 @@ from sdr1.base.errors import UserError
 from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, flipped, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, flipped, predict, turns
 from sdr1.method.ddim import split_prediction
 from sdr1.models import texts
 from sdr1.models.schedulers import Sampler
@@ -86,7 +86,7 @@ class DoCo(Eraser):
     batch: int = Field(8, ge=1, le=4096, description="Latents of each term.")
 
     def unet_evaluations(self, task: Task) -> int:
-        drawing = self.images * self.steps * (1 if self.guidance == 1 else 2)
+        drawing = self.images * self.steps * cost_of_a_step(self.guidance)
         return drawing + self.alone * self._cost(False) + self.updates * self._cost(True)
 
     def _cost(self, both: bool) -> int:

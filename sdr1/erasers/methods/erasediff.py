@@ -12,7 +12,7 @@ from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.methods.ca import forget
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, predict, turns
 from sdr1.models import texts
 
 
@@ -54,7 +54,7 @@ class EraseDiff(Eraser):
     batch: int = Field(16, ge=1, le=4096, description="Latents of each of the two terms.")
 
     def unet_evaluations(self, task: Task) -> int:
-        guided = 1 if task.sampler.guidance_scale == 1 else 2
+        guided = cost_of_a_step(task.sampler.guidance_scale)
         return 2 * self.images * task.sampler.steps * guided + self.updates * self._each
 
     @property

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict
+from sdr1.erasers.trajectories import Sampling, cost_of_a_stop, predict
 from sdr1.models import texts
 
 
@@ -52,13 +52,8 @@ class EsdX(Eraser):
     batch: int = Field(1, ge=1, le=4096, description="Latents of an update; they stop at the same step.")
 
     def unet_evaluations(self, task: Task) -> int:
-        # k is uniform in 0..S-1, so S - 1 guided halves on average.
-        drawn = (task.sampler.steps - 1) * self._cost_of_a_step / 2
+        drawn = cost_of_a_stop(task.sampler.steps, self.guidance)
         return round(self.updates * self.batch * (drawn + 2 + 1 + BACKWARD))
-
-    @property
-    def _cost_of_a_step(self) -> int:
-        return 1 if self.guidance == 1 else 2
 
     def erase(self, pipeline: Any, task: Task, meter: Meter) -> None:
         unet, base = pipeline.unet, copy.deepcopy(pipeline.unet)

@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat
 from sdr1.erasers import layers, maps
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, predict, turns
 from sdr1.models import texts
 
 
@@ -51,7 +51,7 @@ class Fmn(Eraser):
     batch: int = Field(1, ge=1, le=4096, description="Latents of an update.")
 
     def unet_evaluations(self, task: Task) -> int:
-        guided = 1 if task.sampler.guidance_scale == 1 else 2
+        guided = cost_of_a_step(task.sampler.guidance_scale)
         return self.images * task.sampler.steps * guided + self.updates * self._each
 
     @property

@@ -15,7 +15,7 @@ from sdr1.erasers import layers, maps, ridge
 from sdr1.erasers.adapters import Adapters, LowRank
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, predict, turns
 from sdr1.models import texts
 
 _OF_A_TOKEN = 7e-7
@@ -95,7 +95,7 @@ class Mace(Eraser):
     @property
     def _drawing(self) -> int:
         """UNet evaluations of a drawing, and of its twin where there is one."""
-        return self.steps * (1 if self.guidance == 1 else 2) * (2 if self.mask == "twins" else 1)
+        return self.steps * cost_of_a_step(self.guidance) * (2 if self.mask == "twins" else 1)
 
     def _groups(self, task: Task) -> list[list[int]]:
         """Unsafe prompts by the first word that each names; those that name none are one more."""

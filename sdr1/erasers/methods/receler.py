@@ -17,7 +17,7 @@ from sdr1.erasers import layers, maps
 from sdr1.erasers.adapters import Adapters
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Patch, Task
-from sdr1.erasers.trajectories import Sampling, predict
+from sdr1.erasers.trajectories import Sampling, cost_of_a_stop, predict
 from sdr1.models import texts
 
 
@@ -109,7 +109,7 @@ class Receler(Constants, Eraser):
     batch: int = Field(1, ge=1, le=4096, description="Latents of an update; they stop at the same step.")
 
     def unet_evaluations(self, task: Task) -> int:
-        drawn = (task.sampler.steps - 1) * (1 if self.guidance == 1 else 2) / 2
+        drawn = cost_of_a_stop(task.sampler.steps, self.guidance)
         return round(self.updates * self.batch * (drawn + self._each))
 
     @property
@@ -148,8 +148,7 @@ class Receler(Constants, Eraser):
                 (loss + self.mask_weight * outside(added, concept)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        constants = Constants(**{name: getattr(self, name) for name in Constants.model_fields})
-        return RecelerPatch(constants, held.tensors())
+        return self.with_constants(held.tensors())
 
     def _soft_places(self, pipeline: Any, task: Task) -> torch.Tensor:
         """Positions of each unsafe prompt's soft tokens, shape (N, S): as many for all, so the last ones where it is long."""

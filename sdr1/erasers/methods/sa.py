@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from sdr1.erasers import layers
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, predict, turns
 from sdr1.models import texts
 
 _TIMES_AT_ONCE = 50
@@ -63,7 +63,7 @@ class Sa(Eraser):
     batch: int = Field(16, ge=1, le=4096, description="Latents of each of the two terms.")
 
     def unet_evaluations(self, task: Task) -> int:
-        guided = 1 if task.sampler.guidance_scale == 1 else 2
+        guided = cost_of_a_step(task.sampler.guidance_scale)
         drawn = (self.surrogates + self.replays) * task.sampler.steps * guided
         fisher = self.fisher_samples * self.fisher_times * (1 + BACKWARD)
         return drawn + fisher + self.updates * self._each

@@ -12,7 +12,7 @@ from sdr1.base.section import Section
 from sdr1.erasers.meter import Meter
 from sdr1.erasers.patches import Call
 from sdr1.erasers.protocol import Eraser, Patch, Task
-from sdr1.erasers.trajectories import Sampling, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, turns
 from sdr1.models import texts
 
 
@@ -183,7 +183,7 @@ class Saeuron(Constants, Eraser):
     )
 
     def unet_evaluations(self, task: Task) -> int:
-        return self.drawings * task.sampler.steps * (1 if self.guidance == 1 else 2)
+        return self.drawings * task.sampler.steps * cost_of_a_step(self.guidance)
 
     def erase(self, pipeline: Any, task: Task, meter: Meter) -> Patch:
         random = task.generator(self.name)
@@ -191,10 +191,9 @@ class Saeuron(Constants, Eraser):
         empty = texts.states(pipeline, [""])
         tokens = self._collect(pipeline, sampling, empty, task, meter, random)
         sae = self._learn(tokens.vectors, random)
-        constants = Constants(**{name: getattr(self, name) for name in Constants.model_fields})
         chosen = self.choose(sae, tokens, len(sampling.times))
         held = {name: each.detach() for name, each in sae.state_dict().items()}
-        return SaeuronPatch(constants, {**held, **chosen, "times": sampling.times.float(), "empty": empty[0]})
+        return self.with_constants({**held, **chosen, "times": sampling.times.float(), "empty": empty[0]})
 
     def _collect(
         self,

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from sdr1.config.policy import LoraConfig
 from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.protocol import Eraser, Task
-from sdr1.erasers.trajectories import Sampling, flipped, predict, turns
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, flipped, predict, turns
 from sdr1.models import lora, texts
 
 
@@ -53,7 +53,7 @@ class SafetyDpo(Eraser):
     batch: int = Field(16, ge=1, le=4096, description="Pairs of an update: 4 x 4 accumulated.")
 
     def unet_evaluations(self, task: Task) -> int:
-        guided = 1 if task.sampler.guidance_scale == 1 else 2
+        guided = cost_of_a_step(task.sampler.guidance_scale)
         return 2 * self.pairs * task.sampler.steps * guided + self.updates * self._each
 
     @property

@@ -141,5 +141,4 @@ class Sld(Constants, Eraser):
     def erase(self, pipeline: Any, task: Task, meter: Meter) -> Patch:
         named = self.text.replace("{words}", self.joint.join(task.words))
         empty, concept = texts.states(pipeline, ["", named])
-        constants = Constants(**{name: getattr(self, name) for name in Constants.model_fields})
-        return SldPatch(constants, {"concept": concept, "empty": empty})
+        return self.with_constants({"concept": concept, "empty": empty})

@@ -17,7 +17,7 @@ from sdr1.erasers.meter import BACKWARD, Meter
 from sdr1.erasers.methods.esd import away
 from sdr1.erasers.patches import Call
 from sdr1.erasers.protocol import Eraser, Patch, Task
-from sdr1.erasers.trajectories import Sampling, predict
+from sdr1.erasers.trajectories import Sampling, cost_of_a_step, predict
 from sdr1.models import texts
 
 
@@ -129,7 +129,7 @@ class Spm(Constants, Eraser):
 
     def unet_evaluations(self, task: Task) -> int:
         return round(
-            self.updates * self.batch * (self.steps / 2 * (1 if self.guidance == 1 else 2) + self._each)
+            self.updates * self.batch * (self.steps / 2 * cost_of_a_step(self.guidance) + self._each)
         )
 
     @property
@@ -147,9 +147,8 @@ class Spm(Constants, Eraser):
                 for name, each in held.items():
                     unet.get_submodule(name).weight += each.weight()
             return None
-        constants = Constants(**{name: getattr(self, name) for name in Constants.model_fields})
         empty, *words = texts.states(pipeline, ["", *task.words])
-        return SpmPatch(constants, {**held.tensors(), "empty": empty, "words": torch.stack(words)})
+        return self.with_constants({**held.tensors(), "empty": empty, "words": torch.stack(words)})
 
     def _train(
         self, pipeline: Any, held: Adapters, trained: Any, task: Task, meter: Meter, random: torch.Generator
