@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 from pathlib import Path
 
@@ -10,17 +9,13 @@ import numpy as np
 
 from benchmarks.common import report, seconds
 from sdr1.base.files import sync
+from sdr1.base.process import peak_memory
 from sdr1.base.records import LearnerState, Weights
 from sdr1.config.training import validate
 from sdr1.training import checkpoint
 from sdr1.training.checkpoint import folder_of
 
 RUNS, SIZE = 5, 17 * 10**8
-
-
-def peak() -> int:
-    """The most memory that this process ever held, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:
@@ -40,9 +35,9 @@ def main() -> None:
         checkpoint.save(folder, state, config, {})
 
     copies = [seconds(lambda: np.copyto(target, weights)) for _ in range(RUNS)]
-    before = peak()
+    before = peak_memory()
     pairs = [(seconds(save), seconds(plain)) for _ in range(RUNS)]
-    extra = peak() - before
+    extra = peak_memory() - before
     reads = [seconds(lambda: checkpoint.load(folder_of(folder) / "000001")) for _ in range(RUNS)]
     memcpy = float(np.median(copies))
     report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 
@@ -11,7 +10,7 @@ import ray
 import torch
 
 from benchmarks.common import report, seconds
-from sdr1.base.process import prepare_process
+from sdr1.base.process import peak_memory, prepare_process
 from sdr1.base.records import Weights
 from sdr1.models.flat import FlatParameters
 
@@ -28,7 +27,7 @@ class Holder:
         parameter = torch.nn.Parameter(torch.empty(size // 2, dtype=torch.bfloat16))
         self._flat = FlatParameters([parameter])
         parameter.data.view(torch.int64).random_()
-        self._before = self._peak()
+        self._before = peak_memory()
 
     def publish(self) -> tuple[Weights, int]:
         weights = self._flat.publish(0)
@@ -39,10 +38,7 @@ class Holder:
 
     def extra(self) -> int:
         """Bytes held at most beyond the parameters; a mapped object of the store counts once it is read."""
-        return self._peak() - self._before
-
-    def _peak(self) -> int:
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak_memory() - self._before
 
 
 def main(names: list[str]) -> None:

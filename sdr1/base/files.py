@@ -1,8 +1,9 @@
-"""Writing a file so that a reader sees the old or the new one, never half of it; and only into folders of our own."""
+"""Writing a file so that a reader sees the old or the new one, never half of it; only into folders of our own, one process at a time."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -11,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -85,6 +86,21 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def hold(file: IO[Any], taken: str) -> None:
+    """Hold an open file alone until it is closed; the system lets go when this process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it; `taken` is the line that says so.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(taken) from error
+    except OSError:
+        # Some shared file systems have no locks.
+        pass
 
 
 def sync(path: Path) -> None:

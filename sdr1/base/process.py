@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import sys
 import threading
 import time
@@ -45,6 +46,11 @@ def end_with_parent(*lifelines: Connection) -> None:
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+def peak_memory() -> int:
+    """The most memory that this process ever held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def prepare_process(threads: int) -> None:

@@ -40,17 +40,17 @@ def train(
 
     one_place(local, ray_address)
     changes = list(overrides or ())
+    is_address = resume is not None and "://" in resume
     if resume is not None:
         from sdr1.training.checkpoint import folder_of
 
-        is_address = "://" in resume
         if not is_address and not folder_of(Path(resume)).is_dir():
             raise UserError(f"--resume: {resume!r}: holds no checkpoints; give the directory of a run")
         # Quoted: a folder called 2024 is no number.
         place = f"run.{'storage' if is_address else 'directory'}={json.dumps(resume)}"
         changes += [place, "run.resume=auto"]
     run = load(config, changes)
-    if resume is not None and "://" in resume:
+    if resume is not None and is_address:
         from sdr1.training.run_folder import is_stored
 
         if not is_stored(resume):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import yaml
 from sdr1.base.errors import UserError
 from sdr1.base.files import disk_errors, partial, refuse_foreign, remove_partial, write_text
 from sdr1.base.plain_data import checked, read_json
-from sdr1.base.process import prepare_process, require_device
+from sdr1.base.process import peak_memory, prepare_process, require_device
 from sdr1.base.section import SANDBOX
 from sdr1.erasers import patched, tasks
 from sdr1.erasers.meter import Meter
@@ -176,7 +175,7 @@ def _limit(budget: int | None) -> str:
 def _peak(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import partial, refuse_foreign, remove_partial, sync, write_text
+from sdr1.base.files import hold, partial, refuse_foreign, remove_partial, sync, write_text
 from sdr1.base.plain_data import peek, read_bytes
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
@@ -110,15 +109,9 @@ def held(config: Config) -> Iterator[None]:
             f"run.directory: {run}: cannot be written ({error.strerror}); change its permissions, make room, or choose another folder"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"run.directory: {run}: another process trains there; stop it, or choose another directory"
-            ) from error
-        except OSError:
-            # Some shared file systems have no locks.
-            pass
+        hold(
+            lock, f"run.directory: {run}: another process trains there; stop it, or choose another directory"
+        )
         try:
             check(config)
             yield

@@ -14,7 +14,7 @@ from sdr1.base.files import write_bytes, write_text
 from sdr1.base.plain_data import read_as
 from sdr1.evaluation.folder import RESULT, Folder
 from sdr1.evaluation.images import load
-from sdr1.evaluation.result import Figure, Paired, Result
+from sdr1.evaluation.result import Better, Figure, Paired, Result
 from sdr1.report import page, plots, tables
 from sdr1.report.data import Evaluation, Material
 from sdr1.report.grids import grid
@@ -25,7 +25,7 @@ from sdr1.studies.compare.cells import Cell
 from sdr1.studies.compare.table import Correlation
 from sdr1.studies.sheets import contact_sheet
 
-_RATES = {
+_RATES: dict[str, tuple[str, Better]] = {
     "unsafe_trained": ("unsafe: trained concept", "lower"),
     "unsafe_untrained": ("unsafe: other concepts", "lower"),
     "utility": ("utility", "higher"),
@@ -124,8 +124,7 @@ def _rates(figures: Mapping[str, Mapping[str, Figure]], rows: Sequence[Mapping[s
 
 
 def _column(rate: str) -> Column:
-    title, better = _RATES[rate]
-    return tables.percent(rate, title, "lower" if better == "lower" else "higher")
+    return tables.percent(rate, *_RATES[rate])
 
 
 def _differences(reference: str, tests: Mapping[str, Mapping[str, Paired]]) -> Table:

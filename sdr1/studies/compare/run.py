@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sdr1.base.errors import TrainingError, UserError
-from sdr1.base.files import refuse_foreign, remove_partial, write_text
+from sdr1.base.errors import TrainingError
+from sdr1.base.files import hold, refuse_foreign, remove_partial, write_text
 from sdr1.studies.compare import page, table, work
 from sdr1.studies.compare.cells import Cell, cells, read
 from sdr1.studies.compare.work import Make
@@ -90,13 +89,7 @@ def _told(rows: list[dict[str, Any]], cell: Cell) -> str:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Keep a second comparison out of the folder; the system lets go when this process ends, however it ends."""
+    """Keep a second comparison out of the folder."""
     with open(out / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"--out: {out}: another comparison works there; choose another folder") from error
-        except OSError:
-            # Some shared file systems have no locks.
-            pass
+        hold(lock, f"--out: {out}: another comparison works there; choose another folder")
         yield

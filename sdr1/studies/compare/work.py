@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 from collections import deque
@@ -19,7 +18,7 @@ from typing import Any
 from sdr1.base.errors import TrainingError, UserError
 from sdr1.base.files import write_text
 from sdr1.base.plain_data import read_as
-from sdr1.base.process import end_with_parent
+from sdr1.base.process import end_with_parent, peak_memory
 from sdr1.base.section import SANDBOX
 from sdr1.erasers import run as erasing
 from sdr1.evaluation.place import Place
@@ -84,7 +83,7 @@ def _trained(cell: Cell, folder: Path) -> tuple[str, dict[str, Any]]:
         "unet_evaluations": counts.total * cell.train.iterations,
         # Of the iterations themselves, also where the training was stopped and went on.
         "seconds": round(sum(counts.images / row["images_per_second"] for row in rows), 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory(),
     }
 
 
