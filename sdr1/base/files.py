@@ -130,6 +130,23 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 
 @contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Context with a new folder to write into, which becomes `folder` at its end, or is gone where the block fails.
+
+    Raises:
+        OSError: the disk refuses; it is of `folder`.
+    """
+    draft = partial(folder)
+    try:
+        with disk_errors(folder):
+            draft.mkdir(parents=True)
+            yield draft
+            draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
 def full_disk_explained(folder: Path) -> Iterator[None]:
     """Turn the error of a full disk into a line that says what is left and what to do.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch
 import yaml
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import disk_errors, partial, refuse_foreign, remove_partial, write_text
+from sdr1.base.files import new_folder, refuse_foreign, remove_partial, write_text
 from sdr1.base.plain_data import checked, read_json
 from sdr1.base.process import peak_memory, prepare_process, require_device
 from sdr1.base.section import SANDBOX
@@ -132,19 +131,12 @@ def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _write(out: Path, erased: Erased, eraser: Eraser, task: Task, told: dict[str, Any]) -> None:
-    draft = partial(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with disk_errors(out):
-            draft.mkdir()
-            patched.write(erased, eraser.name, draft)
-            write_text(draft / "README.md", _card(erased, eraser, task, told))
-            write_text(draft / MARKER, json.dumps(told, indent=2) + "\n")
-            if out.is_dir():
-                remove_partial(out)
-            draft.replace(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_folder(out) as draft:
+        patched.write(erased, eraser.name, draft)
+        write_text(draft / "README.md", _card(erased, eraser, task, told))
+        write_text(draft / MARKER, json.dumps(told, indent=2) + "\n")
+        if out.is_dir():
+            remove_partial(out)
 
 
 def _card(erased: Erased, eraser: Eraser, task: Task, told: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import disk_errors, partial, write_text
+from sdr1.base.files import new_folder, write_text
 from sdr1.base.plain_data import read_json
 from sdr1.base.records import LearnerState
 from sdr1.config.rewards import RewardConfig
@@ -40,14 +40,8 @@ def export(run: Path, out: Path, part: Part = "pipeline", repository: str | None
     if out.exists():
         raise UserError(f"--out: {str(out)!r}: exists already; choose another folder or remove it")
     write = _of_erased(run, part) if (run / MARKER).is_file() else _of_run(run, part)
-    draft = partial(out)
-    try:
-        with disk_errors(out):
-            draft.mkdir(parents=True)
-            write(draft)
-            draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_folder(out) as draft:
+        write(draft)
     if repository is not None:
         _push(out, repository)
     return out
