@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 
 from sdr1.base.process import prepare_process
 from sdr1.config.training import Config, validate
@@ -30,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     prepare_process(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws from torch's own generator does not hang on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

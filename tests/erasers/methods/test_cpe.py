@@ -72,7 +72,9 @@ def _by_hand(sets, by, place, states_LD):
 def test_residuals_token_by_token() -> None:
     by = Cpe(**SMALL, alpha=3.0)
     weights = {"a": torch.zeros(5, 6), "b": torch.zeros(3, 6)}
-    sets, states = _filled(weights, 3, by), torch.randn(2, 7, 6)
+    sets, drawn = _filled(weights, 3, by), torch.randn(7, 6)
+    # Where all states are negated the set that had the least score has the most.
+    states = torch.stack([drawn, -drawn])
     read = sets.read(states)
     assert len(set(read.gates.argmax(0).flatten().tolist())) > 1
     for place, name in enumerate(weights):
