@@ -203,9 +203,9 @@ def _tracker(
 def _evaluator(config: Config, start: int, stack: ExitStack) -> Source | None:
     if not config.evaluation.every:
         return None
-    from sdr1.training.observers.evaluator import Evaluator
+    from sdr1.training.observers.evaluator import Evaluator, owed
 
-    return stack.enter_context(Evaluator(config, start))
+    return stack.enter_context(Evaluator(config, owed(config, start)))
 
 
 def _save(config: Config, weights: Weights, folder: Path) -> None:

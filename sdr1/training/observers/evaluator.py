@@ -6,6 +6,7 @@ import logging
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 
 import numpy as np
@@ -16,7 +17,9 @@ from sdr1.config.training import Config
 from sdr1.evaluation.rows import Record
 from sdr1.evaluation.sandbox import speaks
 from sdr1.models import pipeline_files
+from sdr1.training.checkpoint import complete, load
 from sdr1.training.loop import Executor
+from sdr1.training.observers import journal
 from sdr1.training.observers.journal import EVALUATED, EVALUATION
 
 _POLL = 0.2
@@ -27,19 +30,19 @@ _log = logging.getLogger("sdr1")
 class Evaluator:
     """Context manager, and the journal's source of `eval/<figure>`: each in the row of the iteration that it came in at.
 
-    A run that begins, at `start` 0, is evaluated before its first iteration: what came of it is the difference. Training
-    waits for that evaluation and for the last iteration's, for as long as a worker may take for a call, and for no other.
-    A child that dies or hangs costs the evaluation that it was at.
+    `first` is what a start owes, as `owed` says. Training waits for that evaluation and for the last iteration's, for as
+    long as a worker may take for a call, and for no other. A child that dies or hangs costs the evaluation that it was at.
     """
 
-    def __init__(self, config: Config, start: int) -> None:
-        self._config, self._start_at = config, start
+    def __init__(self, config: Config, first: tuple[int, np.ndarray | None] | None) -> None:
+        self._config, self._first = config, first
         self._pending: Future[dict[str, float]] | None = None
 
     def __enter__(self) -> Evaluator:
         self._start()
-        if self._start_at == 0:
-            self._submit(None, 0)
+        if self._first is not None:
+            done, buffer = self._first
+            self._submit(buffer, done)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,7 +51,8 @@ class Evaluator:
     def figures(self, iteration: int, executor: Executor) -> dict[str, float]:
         done = iteration + 1
         last = done == self._config.iterations
-        found = self._collect(wait=last or iteration == 0)
+        found = self._collect(wait=last or self._first is not None)
+        self._first = None
         due = done % self._config.evaluation.every == 0 or last
         # On a machine that is too slow for its rhythm evaluations get rarer.
         if due and self._pending is None:
@@ -94,6 +98,32 @@ class Evaluator:
         """The child ends now, also in the middle of its work."""
         self._lifeline.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def owed(config: Config, start: int) -> tuple[int, np.ndarray | None] | None:
+    """The iterations applied to, and the weights of, what a run that starts at iteration `start` has to evaluate first.
+
+    One that begins is evaluated before its first iteration: what comes of it is the difference. One that goes on owes what
+    was due when it stopped, of the latest checkpoint that is still there. It says so where there is none.
+    """
+    if start == 0:
+        return 0, None
+    run, every = config.run.directory, config.evaluation.every
+    rows = journal.read(run / journal.NAME)[0] if (run / journal.NAME).exists() else []
+    due = range(start - start % every, max(journal.evaluations(rows), default=0), -every)
+    if not due or start == config.iterations:
+        return None
+    saved = {int(folder.name): folder for folder in complete(run)}
+    # The row of the last iteration has the figures of its own weights.
+    for done in due if start + 1 < config.iterations else ():
+        if done in saved:
+            with suppress(UserError):
+                return done, load(saved[done]).state.result.buffer
+    _log.warning(
+        "evaluation.every: the evaluation after iteration %d was not done when the run stopped: it is missing",
+        due[0],
+    )
+    return None
 
 
 def check(config: Config) -> None:

@@ -77,8 +77,8 @@ class Journal:
             each.iteration(iteration, metrics, tasks, executor)
 
     def evaluations(self) -> dict[int, Row]:
-        """The rows in which figures of an evaluation came in, by the iteration of its weights."""
-        return {int(row[EVALUATED]): row for row in self.rows if EVALUATED in row}
+        """As the function."""
+        return evaluations(self.rows)
 
     def stopped_by(self, done: int) -> StopRule | None:
         """The rule of `stop.when` that ends the run after so many iterations; rows of later ones may be there."""
@@ -89,6 +89,11 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.rows.append(row)
+
+
+def evaluations(rows: Sequence[Row]) -> dict[int, Row]:
+    """The rows in which figures of an evaluation came in, by the iteration of its weights."""
+    return {int(row[EVALUATED]): row for row in rows if EVALUATED in row}
 
 
 def read(path: Path) -> tuple[list[Row], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from sdr1.base.errors import UserError
 from sdr1.training.observers import evaluator as observer
-from sdr1.training.observers.evaluator import Evaluator
+from sdr1.training.observers.evaluator import Evaluator, owed
 from sdr1.training.run import train
 from tests import tiny
 
@@ -62,7 +63,7 @@ def answer(config, buffer, iteration):
 
 def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
     config, found = small(iterations=4, evaluation={"every": 1}), []
-    with Evaluator(config, start=1) as evaluator:
+    with Evaluator(config, None) as evaluator:
         monkeypatch.setattr(observer, "evaluate_weights", die)
         found.append(evaluator.figures(0, Weights()))
         with pytest.raises(BrokenProcessPool):
@@ -77,10 +78,39 @@ def test_a_child_that_dies_costs_one_evaluation(small, monkeypatch, caplog):
 def test_a_run_that_begins_knows_its_base_and_one_that_goes_on_asks_for_it_no_more(small, monkeypatch):
     config = small(iterations=9, evaluation={"every": 5})
     monkeypatch.setattr(observer, "evaluate_weights", answer)
-    with Evaluator(config, start=0) as evaluator:
+    with Evaluator(config, owed(config, 0)) as evaluator:
         assert evaluator.figures(0, Weights()) == {"eval/iteration": 0.0, "eval/trained": 0.0}
-    with Evaluator(config, start=2) as evaluator:
-        assert evaluator._pending is None
+    assert owed(config, 2) is None
+
+
+def summed(config, buffer, iteration):
+    return {"eval/iteration": float(iteration), "eval/sum": 0.0 if buffer is None else float(buffer.sum())}
+
+
+def test_an_evaluation_that_a_stop_cut_off_is_made_when_the_run_goes_on(small, monkeypatch, caplog):
+    monkeypatch.setattr(observer, "evaluate_weights", summed)
+    more = {"evaluation": {"every": 2}, "run": {"directory": str(small().run.directory), "resume": "auto"}}
+    config = small(2, **more)
+    record, checkpoints = config.run.directory / "metrics.jsonl", config.run.directory / "checkpoints"
+
+    def rows():
+        return [json.loads(line) for line in record.read_text().splitlines()]
+
+    train(config, local=True)
+    base, whole = rows()
+    assert whole["eval/iteration"] == 2.0
+    assert owed(small(4, **more), 2) is None, "nothing was cut off"
+    cut_off = {name: value for name, value in whole.items() if not name.startswith("eval/")}
+    record.write_text("".join(json.dumps(row) + "\n" for row in (base, cut_off)))
+    assert owed(config, 2) is None, "a finished run has nothing more to do"
+    train(small(4, **more), local=True)
+    assert [row.get("eval/iteration") for row in rows()] == [0.0, None, 2.0, 4.0]
+    assert rows()[2]["eval/sum"] == whole["eval/sum"] > 0
+    record.write_text("".join(json.dumps(row) + "\n" for row in (base, cut_off)))
+    shutil.rmtree(checkpoints / "000002", ignore_errors=True)
+    assert owed(small(9, **more), 3) is None
+    (told,) = [line for line in caplog.messages if line.startswith("evaluation.every")]
+    assert "the evaluation after iteration 2 was not done when the run stopped: it is missing" in told
 
 
 def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_run(
@@ -89,12 +119,12 @@ def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_
     config = small(iterations=1, evaluation={"every": 1}, run={"task_timeout": 5.0})
     monkeypatch.setattr(observer, "evaluate_weights", sleep)
     others = set(psutil.Process().children())
-    with Evaluator(config, start=1) as evaluator:
+    with Evaluator(config, None) as evaluator:
         assert evaluator.figures(0, Weights()) == {}
         children = set(psutil.Process().children()) - others
     assert caplog.messages == ["an evaluation was lost: TimeoutError()"]
     assert children
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert psutil.wait_procs(children, timeout=300)[1] == []
 
 
 def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
@@ -104,7 +134,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path):
         "import os, signal\n"
         "from sdr1.training.observers.evaluator import Evaluator\n"
         "if __name__ == '__main__':\n"
-        "    with Evaluator(None, 1) as evaluator:\n"
+        "    with Evaluator(None, None) as evaluator:\n"
         "        print(evaluator._pool.submit(os.getpid).result(), flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
