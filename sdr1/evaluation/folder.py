@@ -17,6 +17,7 @@ from sdr1.evaluation.rows import ManifestLine, Record, RecordLine, Row
 
 T = TypeVar("T")
 RESULT = "result.json"
+SUITE = "suite.json"
 REQUEST = "request.json"
 """The file by which sdr1 knows an evaluation's folder."""
 Records = dict[str, Record]

@@ -14,12 +14,12 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_text
 from sdr1.base.plain_data import read_yaml
 from sdr1.config import evaluation as settings
+from sdr1.evaluation.folder import SUITE
 from sdr1.evaluation.place import Place, cluster
 from sdr1.evaluation.plan import load_model, prepare
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.run import Pictures, evaluate
 
-_LIST = "suite.json"
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 EVERY_PROTOCOL = [{"protocol": name} for name in PROTOCOLS]
 
@@ -67,7 +67,7 @@ def suite(
         own = {key: value for key, value in entry.items() if key not in ("protocol", "name")}
         against = place.against / name if place.against is not None else None
         asked.append((protocol, out / name, _merged(values, own), replace(place, against=against)))
-    refuse_foreign(out, _LIST, "suite", "--out")
+    refuse_foreign(out, SUITE, "suite", "--out")
     drawing = load_model(model, settings.read(values).model)
     for (protocol, folder, settled, here), listed in zip(asked, done, strict=True):
         try:
@@ -75,7 +75,7 @@ def suite(
         except UserError as error:
             raise UserError(f"{error} (suite: {listed['name']})") from error
     result = {"model": model, "evaluations": done}
-    write_text(out / _LIST, json.dumps(result, indent=2) + "\n")
+    write_text(out / SUITE, json.dumps(result, indent=2) + "\n")
     pictures: Pictures = {}
     with cluster(place, settings.read(values)):
         for (protocol, folder, settled, here), listed in zip(asked, done, strict=True):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from sdr1.base.errors import UserError
 from sdr1.base.plain_data import lines_as, read_as, read_bytes
+from sdr1.evaluation.folder import SUITE
 from sdr1.evaluation.result import Figure, Result
 from sdr1.evaluation.rows import ManifestLine, RecordLine
 
@@ -66,6 +67,11 @@ class Evaluation:
     def figures(self) -> dict[str, Figure]:
         return self.result.figures
 
+    @property
+    def name(self) -> str:
+        """By which `sdr1 evaluate` knows it: of its entry in a suite, else of its protocol."""
+        return self.folder.name if (self.folder.parent / SUITE).is_file() else self.result.protocol
+
     def change(self, key: str, first: Evaluation) -> Figure | None:
         """This model's figure minus the first one's; with interval and p if the two were tested in pairs."""
         mine, other = self.figures.get(key), first.figures.get(key)
@@ -109,6 +115,12 @@ class Material:
     runs: list[Run] = field(default_factory=list)
     ablation: list[Ablated] = field(default_factory=list)
     alpha_sweep: list[Swept] = field(default_factory=list)
+
+    @property
+    def tracked(self) -> set[Path]:
+        """Folders that this is about, and that may be those of runs which MLflow knows."""
+        models = [Path(each.result.model).parent for each in self.evaluations]
+        return {folder.resolve() for folder in [*(run.folder for run in self.runs), *models]}
 
     def of(self, protocol: str) -> list[Evaluation]:
         return [each for each in self.evaluations if each.result.protocol == protocol]

@@ -18,7 +18,7 @@ from sdr1.base.plain_data import flatten
 from sdr1.report.data import Material, read
 from sdr1.report.sections import Section, sections
 from sdr1.report.table_files import to_csv, to_latex
-from sdr1.training.observers.tracking.outcome import attach
+from sdr1.training.observers.tracking.outcome import attach, measured
 
 MARKER = "report.json"
 """The file by which sdr1 knows a report's folder."""
@@ -27,7 +27,8 @@ MARKER = "report.json"
 def write(sources: Sequence[str], out: Path) -> Path:
     """Write `index.html`, `tables/*.csv|tex` and `figures/*.svg|png` into `out`, and return the page's path.
 
-    Each named run that has an MLflow run gets them as artifacts.
+    They are artifacts of the MLflow run of every run that was named or whose `model/` was evaluated; it gets the figures of
+    these evaluations too.
 
     Raises:
         UserError: what `read` raises; nothing is written then.
@@ -38,8 +39,10 @@ def write(sources: Sequence[str], out: Path) -> Path:
     claim(out, sources)
     for name, content in contents.items():
         write_bytes(out / name, content)
-    for run in material.runs:
-        attach(run.folder, [out / name for name in contents], out.parent)
+    for each in material.evaluations:
+        measured(each.result.model, each.name, each.result)
+    for run in material.tracked:
+        attach(run, [out / name for name in contents], out.parent)
     return out / "index.html"
 
 

@@ -250,19 +250,32 @@ def test_two_results_of_one_name_are_told_apart(tmp_path):
     assert len(read([str(tmp_path / "one"), f"other={tmp_path / 'two'}"]).evaluations) == 2
 
 
-def test_the_page_is_an_artifact_of_the_runs_mlflow_run_only(tmp_path, monkeypatch):
+def test_the_page_and_the_figures_go_to_the_mlflow_runs_that_they_are_of(tmp_path, monkeypatch):
     import mlflow
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.create_experiment("e", (tmp_path / "artifacts").as_uri())
-    mine, other = (client.create_run(experiment).info.run_id for _ in range(2))
-    made.write(made.run(tmp_path / "run") / "run.json", {"mlflow_run_id": mine})
-    write([str(tmp_path / "run")], tmp_path / "report")
-    assert {file.path for file in client.list_artifacts(mine, "report")} >= {
-        "report/index.html",
-        "report/tables",
+    named, judged, other = (client.create_run(experiment).info.run_id for _ in range(3))
+    made.write(made.run(tmp_path / "named") / "run.json", {"mlflow_run_id": named})
+    made.write(tmp_path / "judged" / "run.json", {"mlflow_run_id": judged})
+    base = made.evaluation(tmp_path / "base", "sandbox", "sandbox", 1)
+    trained = made.suite(tmp_path / "trained", str(tmp_path / "judged" / "model"), 2)
+    write([str(tmp_path / "named"), f"base={base}", f"trained={trained}"], tmp_path / "report")
+    for run in (named, judged):
+        assert {file.path for file in client.list_artifacts(run, "report")} >= {
+            "report/index.html",
+            "report/tables",
+        }
+    figures = json.loads((trained / "sandbox" / "result.json").read_text())["figures"]
+    metrics = client.get_run(judged).data.metrics
+    assert {name: figure["value"] for name, figure in figures.items()} == {
+        name.removeprefix("evaluation/sandbox/"): value
+        for name, value in metrics.items()
+        if name.startswith("evaluation/sandbox/")
     }
+    assert {name.split("/")[1] for name in metrics} == set(made.FIGURES)
+    assert client.get_run(named).data.metrics == {}
     assert not client.list_artifacts(other)
 
 
