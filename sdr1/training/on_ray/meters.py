@@ -56,6 +56,8 @@ class Meters:
         self._groups, self._learner_seconds, self._since = 0, 0.0, time.monotonic()
         self._published = 0.0
         self._counted: Counter[tuple[str, str]] = Counter()
+        self._latest: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        """Value of each gauge, by name and tags."""
         self._ticked = self._looked = float("-inf")
 
     def tick(self, groups: Iterable[Group], fleets: Mapping[str, Fleet[Any]]) -> None:
@@ -75,6 +77,10 @@ class Meters:
             self._looked = now
             if saved := complete(self._config.run.directory):
                 self._set("sdr1_checkpoint_time_seconds", saved[-1].stat().st_mtime)
+        # Ray reports a gauge once for each time that it is set, and soon forgets it: without this a figure of an
+        # iteration would be a dot in a graph.
+        for (name, tags), value in self._latest.items():
+            self._gauges[name].set(value, dict(tags))
 
     def published(self) -> None:
         """New weights are there for the workers to take."""
@@ -112,4 +118,5 @@ class Meters:
             self._counted[role, cause] = count
 
     def _set(self, name: str, value: float, **tags: str) -> None:
+        self._latest[name, tuple(tags.items())] = value
         self._gauges[name].set(value, tags)
