@@ -11,6 +11,7 @@ import torch
 
 from sdr1.base.process import prepare_process
 from sdr1.config.training import Config, validate
+from sdr1.planning import plan as planning
 
 # How long an example takes says how busy the machine is; a first one may also import torch.
 hypothesis.settings.register_profile(
@@ -37,6 +38,24 @@ def _one_thread() -> None:
 def _same_draws() -> None:
     """What a test draws from torch's own generator does not hang on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _plans() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def planned_once(_plans: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first plan that is made serves all such tests, whose configs plan the same: one takes ten seconds."""
+    make = planning.plan
+
+    def plan(config: Config) -> dict[str, Any]:
+        if not _plans:
+            _plans.append(make(config))
+        return _plans[0]
+
+    monkeypatch.setattr(planning, "plan", plan)
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
+import ray
 
 from sdr1.base.errors import TrainingError, UserError
 from sdr1.distributed.cluster import joined
@@ -31,20 +29,24 @@ def test_an_address_that_nobody_answers_is_one_line_at_once_and_nothing_is_writt
     assert not (tmp_path / "run").exists()
 
 
-def test_a_temporary_folder_too_long_for_sockets_is_named_and_nothing_is_written(small, tmp_path):
-    config = tmp_path / "config.yaml"
-    config.write_text(json.dumps(small().model_dump(mode="json")))
+def test_a_temporary_folder_too_long_for_sockets_is_named_and_nothing_is_written(
+    small, tmp_path, monkeypatch
+):
     long = tmp_path / ("t" * 90)
     long.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    found = subprocess.run(
-        [sys.executable, "-m", "sdr1", "train", str(config)],
-        env=environment | {"TMPDIR": str(long)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert found.returncode == 2, found.stderr
-    assert f"TMPDIR: {long}: Ray cannot start there" in found.stderr
-    assert "Traceback" not in found.stderr
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with pytest.raises(UserError, match=f"^TMPDIR: {long}: Ray cannot start there .*short path"):
+        train(small())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_was_started_ends_with_its_block(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cores = 2 + (os.cpu_count() or 1)
+    with joined(None, cores), joined(None, 2 * cores):
+        assert ray.cluster_resources()["CPU"] == cores
+    assert not ray.is_initialized()
 
 
 def test_a_machine_too_busy_for_ray_is_one_line(monkeypatch):

@@ -21,7 +21,7 @@ from sdr1.doctor import ground as surveyed
 from sdr1.doctor import machine
 from sdr1.doctor.findings import examine
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("planned_once")
 
 
 @pytest.fixture
