@@ -118,7 +118,8 @@ def report(
         list[str],
         typer.Argument(
             metavar="[NAME=]DIR",
-            help="Evaluations, suites, training runs, the ablation's folder; NAME is how the page calls the model.",
+            help="Evaluations, suites, training runs, the ablation's folder; NAME is how the page calls the model. "
+            "Runs of one NAME are seeds of one training.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/report"),

@@ -14,6 +14,7 @@ from sdr1.base.plain_data import lines_as, read_as, read_bytes
 from sdr1.evaluation.folder import SUITE
 from sdr1.evaluation.result import Figure, Result
 from sdr1.evaluation.rows import ManifestLine, RecordLine
+from sdr1.training.observers.journal import EVALUATED, EVALUATION
 
 T = TypeVar("T")
 
@@ -105,6 +106,27 @@ class Run:
     folder: Path
     rows: list[dict[str, float]]
     torn: bool = False
+
+    @property
+    def held_out(self) -> list[dict[str, float]]:
+        """The figures of each evaluation (`eval/...`), the `iteration` that its weights are of, by how many were applied, and
+        the `unet_evaluations` until then where the run counted them. They came in while later iterations went on."""
+        spent = {
+            row["iteration"] + 1: row["unet_evaluations"] for row in self.rows if "unet_evaluations" in row
+        }
+        spent |= {0.0: 0.0} if spent else {}
+        found = []
+        for row in self.rows:
+            if EVALUATED in row:
+                done = row[EVALUATED]
+                figures = {
+                    key: value
+                    for key, value in row.items()
+                    if key.startswith(EVALUATION) and key != EVALUATED
+                }
+                work = {"unet_evaluations": spent[done]} if done in spent else {}
+                found.append({"iteration": done, **work, **figures})
+        return found
 
 
 @dataclass

@@ -12,8 +12,10 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter
 
 from sdr1.evaluation.result import Figure
 from sdr1.report.data import Ablated, Evaluation, Point, Run, Swept
@@ -52,6 +54,11 @@ _PANELS = {
     "utility": ("Abilities over training", "held-out figure", ("overall", "clip_t")),
     "reward": ("Reward of the training's own pictures", "mean reward", ("reward_safe", "reward_unsafe")),
 }
+_WORK = (
+    ("unsafe, trained", "eval/unsafe_trained"),
+    ("unsafe, untrained", "eval/unsafe_untrained"),
+    ("utility", "eval/utility/overall"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,26 @@ class Plot:
 class _Draft:
     """What the body of a `_plot` draws into; `plot` is there when it has ended."""
 
-    axes: Axes
+    panels: Sequence[Axes]
+    """One above the other."""
     plot: Plot
+
+    @property
+    def axes(self) -> Axes:
+        return self.panels[0]
 
 
 @contextmanager
-def _plot(name: str, title: str, xlabel: str = "", ylabel: str = "", height: float = 3.3) -> Iterator[_Draft]:
+def _plot(name: str, title: str, xlabel: str = "", *ylabels: str, height: float = 3.3) -> Iterator[_Draft]:
     with matplotlib.rc_context(_STYLE):
         canvas = Canvas(figsize=(4.4, height), layout="constrained")
         draft = _Draft()
-        draft.axes = canvas.add_subplot(xlabel=xlabel, ylabel=ylabel)
-        draft.axes.grid()
+        ylabels = ylabels or ("",)
+        draft.panels = canvas.subplots(len(ylabels), sharex=True, squeeze=False)[:, 0]
+        for axes, ylabel in zip(draft.panels, ylabels):
+            axes.set_ylabel(ylabel)
+            axes.grid()
+        draft.panels[-1].set_xlabel(xlabel)
         yield draft
         _, labels = draft.axes.get_legend_handles_labels()
         if labels:
@@ -146,6 +162,54 @@ def _plane(runs: Sequence[Run]) -> list[Plot]:
     return [draft.plot]
 
 
+def work(runs: Sequence[Run]) -> list[Plot]:
+    """Rates on held-out prompts over the UNet evaluations that training took, a panel each.
+
+    Runs of one label differ by their seed: a thin line for each, and a thick one for their mean, as far as all of them
+    go. Between two evaluations of the weights a rate is taken to move evenly.
+    """
+    panels = {
+        title: [(run.label, points) for run in runs if (points := spent(run, prefix))]
+        for title, prefix in _WORK
+    }
+    if not any(panels.values()):
+        return []
+    looks = dict(zip(dict.fromkeys(run.label for run in runs), cycle(zip(_COLOURS, _MARKERS))))
+    title, unnamed = "Held-out rates over UNet evaluations", set(looks)
+    with _plot(
+        "training-work", title, "UNet evaluations, a backward pass as two", *panels, height=6.6
+    ) as draft:
+        for axes, curves in zip(draft.panels, panels.values()):
+            for label, (colour, marker) in looks.items():
+                mine = [points for name, points in curves if name == label]
+                for points in mine:
+                    axes.plot(*zip(*points), color=colour, linewidth=0.6, alpha=0.6)
+                if mine:
+                    thick = axes.plot(*mean(mine), color=colour, marker=marker, markersize=4, linewidth=2)
+                    # A name stands in the legend once, not once a panel.
+                    if label in unnamed:
+                        thick[0].set_label(_label(label))
+                        unnamed.discard(label)
+            axes.set_ylim(-0.02, 1.02)
+        draft.panels[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
+    return [draft.plot]
+
+
+def spent(run: Run, prefix: str) -> list[tuple[float, float]]:
+    """UNet evaluations and the mean of the held-out figures whose names begin so, of each evaluation that has them."""
+    keys = [
+        key for key in dict.fromkeys(key for row in run.held_out for key in row) if key.startswith(prefix)
+    ]
+    return [(work, fmean(values)) for work, *values in _numbers(run, "unet_evaluations", *keys) if values]
+
+
+def mean(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """The mean of piecewise linear curves wherever one of them has a point and none has ended."""
+    last = min(points[-1][0] for points in curves)
+    xs = sorted({x for points in curves for x, _ in points if x <= last})
+    return xs, [fmean(np.interp(x, *zip(*points)) for points in curves) for x in xs]
+
+
 def _kind(key: str) -> str | None:
     """The panel that a metric belongs to."""
     name = f"/{key.removeprefix('eval/')}/"
@@ -156,8 +220,9 @@ def _kind(key: str) -> str | None:
 
 
 def _numbers(run: Run, *keys: str) -> list[tuple[Any, ...]]:
-    """The values under these keys of every row in which all are numbers."""
-    rows = [tuple(row.get(key) for key in keys) for row in run.rows]
+    """The values under these keys of every row, or of every evaluation, in which all are numbers."""
+    source = run.held_out if any(key.startswith("eval/") for key in keys) else run.rows
+    rows = [tuple(row.get(key) for key in keys) for row in source]
     return [row for row in rows if all(map(_number, row))]
 
 

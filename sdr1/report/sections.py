@@ -115,12 +115,12 @@ def _training(material: Material) -> Section:
         "training",
         "Safety and utility over training",
         "Lines with marks are figures on held-out prompts at checkpoints; the others are of the pictures that "
-        "training itself draws.",
+        "training itself draws. Over UNet evaluations: a thin line for each run, a thick one for the mean of those of one name.",
     )
     if not material.runs:
         section.missing = "sdr1 train CONFIG"
         return section
-    section.plots = figures.training(material.runs)
+    section.plots = figures.training(material.runs) + figures.work(material.runs)
     section.tables = [table for n, run in enumerate(material.runs) if (table := tables.training(run, n)).rows]
     section.notes += [
         f"{run.label}: the last line of its metrics.jsonl is not complete and left out: it is under way, or was killed."

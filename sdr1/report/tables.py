@@ -256,14 +256,14 @@ def _words(part: str) -> str:
 
 def training(run: Run, number: int) -> Table:
     """The held-out figures at the run's checkpoints, as far as it evaluated any: `eval/...` of its metrics."""
-    keys = dict.fromkeys(key for row in run.rows for key in row if key.startswith("eval/"))
+    keys = dict.fromkeys(key for row in run.held_out for key in row if key.startswith("eval/"))
     columns = [
         percent(key, title_of(name := key.removeprefix("eval/")), _HELD_OUT.get(name.partition("/")[0], ""))
         for key in keys
     ]
     rows = [
         Row(
-            (iteration := f"{row.get('iteration', math.nan):g}"),
+            (iteration := f"{row['iteration']:g}"),
             f"iteration {iteration}",
             [
                 column.cell(Figure(value=value, unit=column.unit))
@@ -272,8 +272,7 @@ def training(run: Run, number: int) -> Table:
                 for column in columns
             ],
         )
-        for row in run.rows
-        if not keys.keys().isdisjoint(row)
+        for row in run.held_out
     ]
     return Table(f"training-{number}", f"Held-out figures of {run.label}", "checkpoint", columns, rows)
 

@@ -14,7 +14,7 @@ from sdr1.training.objectives.objective import RATIO_GAP
 
 def summarize(report: IterationReport, config: Config) -> dict[str, float]:
     """Metrics of an iteration; a metric without data (say, no unsafe prompt) is left out."""
-    groups, updates = report.groups, report.updates
+    groups, updates, counts = report.groups, report.updates, count(config)
     values: dict[str, float | None] = {
         "unsafe_rate": _mean(g.unsafe_rate for g in groups if g.task.prompt.label == "unsafe"),
         "loss": _mean(g.loss for g in groups),
@@ -22,7 +22,9 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
         "learning_rate": updates[-1].learning_rate,
         "staleness": _mean(float(g.task.iteration - g.task.version) for g in groups),
         "rollout_workers": float(report.usage.rollout_workers),
-        "images_per_second": count(config).images / report.seconds,
+        # Of the whole run so far, as `sdr1 plan` counts them: what its figures were bought with.
+        "unet_evaluations": float(counts.total * (report.iteration + 1)),
+        "images_per_second": counts.images / report.seconds,
         "rollout_busy": report.usage.rollout_seconds / (report.seconds * report.usage.rollout_workers),
         "reward_busy": report.usage.reward_seconds / (report.seconds * report.usage.reward_workers),
         "learner_busy": (sum(g.seconds for g in groups) + sum(u.seconds for u in updates)) / report.seconds,
@@ -47,7 +49,8 @@ def summarize(report: IterationReport, config: Config) -> dict[str, float]:
 def names(config: Config) -> set[str]:
     """Every name that `summarize` may give in a run of this config."""
     found = {"loss", "grad_norm", "learning_rate", "staleness", "rollout_workers"}
-    found |= {"brightness", "saturation", "images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
+    found |= {"unet_evaluations", "images_per_second", "rollout_busy", "reward_busy", "learner_busy"}
+    found |= {"brightness", "saturation"}
     found |= {f"reward{part}_{label}" for part in ("", "_std") for label in ("safe", "unsafe")}
     found |= objectives.kind(config).names(config)
     if config.reward.monitor is not None:

@@ -107,12 +107,18 @@ def suite(folder: Path, model: str, seed: int, **more: Any) -> Path:
 
 
 def run(folder: Path, held_out: bool = True) -> Path:
-    """Six iterations, the second of every two with held-out figures."""
+    """Six iterations of 50 UNet evaluations; in the second of every two come held-out figures of the weights before it."""
     rows = []
     for n in range(6):
         rows.append({"iteration": n, "unsafe_rate": 0.9 - n / 8, "reward_safe": 0.4, "reward_unsafe": 0.3})
+        rows[-1]["unet_evaluations"] = 50.0 * (n + 1)
         if held_out and n % 2:
-            rows[-1] |= {"eval/unsafe_trained": 0.9 - n / 7, "eval/utility/overall": 0.7 + n / 50}
+            rows[-1] |= {
+                "eval/iteration": n,
+                "eval/unsafe_trained": 0.9 - n / 7,
+                "eval/utility/overall": 0.7 + n / 50,
+            }
+            rows[-1] |= {"eval/unsafe_untrained/flame": 0.8, "eval/unsafe_untrained/blade": 0.4 - n / 20}
     lines(folder / "metrics.jsonl", rows)
     return folder
 

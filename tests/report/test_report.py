@@ -11,7 +11,7 @@ import pytest
 
 from sdr1.base.errors import UserError
 from sdr1.cli import main
-from sdr1.report import tables
+from sdr1.report import plots, tables
 from sdr1.report.data import read
 from sdr1.report.grids import grid
 from sdr1.report.page import render, write
@@ -388,8 +388,40 @@ def test_a_torn_line_of_metrics_is_left_out_and_said(tmp_path):
     assert any("last line" in note for note in training.notes)
 
 
+def test_held_out_figures_stand_at_the_weights_that_they_are_of(tmp_path):
+    """They come in while later iterations go on, and what was spent then is not what they cost."""
+    rows = [{"iteration": n, "unet_evaluations": 10.0 * (n + 1)} for n in range(4)]
+    for came_in, done in ((1, 0), (3, 2)):
+        rows[came_in] |= {"eval/iteration": done, "eval/unsafe_trained": 0.9 - done / 4}
+    made.lines(tmp_path / "metrics.jsonl", rows)
+    (run,) = read([str(tmp_path)]).runs
+    assert run.held_out == [
+        {"iteration": 0, "unet_evaluations": 0, "eval/unsafe_trained": 0.9},
+        {"iteration": 2, "unet_evaluations": 20, "eval/unsafe_trained": 0.4},
+    ]
+    (table,) = next(each for each in sections(read([str(tmp_path)])) if each.name == "training").tables
+    assert [row.key for row in table.rows] == ["0", "2"]
+    assert [column.key for column in table.columns] == ["eval/unsafe_trained"]
+
+
+def test_rates_over_unet_evaluations_are_means_of_the_seeds(tmp_path):
+    folders = [f"ours={made.run(tmp_path / str(n))}" for n in range(2)]
+    runs = read(folders).runs
+    (plot,) = plots.work(runs)
+    assert plot.name == "training-work"
+    # Of two concepts 0.8 and 0.4 - n / 20, after n iterations of 50 evaluations.
+    assert plots.spent(runs[0], "eval/unsafe_untrained") == [
+        (50 * n, pytest.approx(0.6 - n / 40)) for n in (1, 3, 5)
+    ]
+    longer, shorter = [(0, 1.0), (10, 0.5), (20, 0.0)], [(0, 0.5), (5, 0.0), (15, 0.4)]
+    xs, ys = plots.mean([longer, shorter])
+    assert (xs, ys) == ([0, 5, 10, 15], pytest.approx([0.75, 0.375, 0.35, 0.325]))
+    assert not plots.work(read([str(made.run(tmp_path / "none", held_out=False))]).runs)
+
+
 def test_a_metric_that_is_no_number_is_no_cell(tmp_path):
-    made.lines(tmp_path / "metrics.jsonl", [{"iteration": 1, "eval/unsafe_trained": float("nan")}])
+    row = {"iteration": 1, "eval/iteration": 1, "eval/unsafe_trained": float("nan")}
+    made.lines(tmp_path / "metrics.jsonl", [row])
     (table,) = next(each for each in sections(read([str(tmp_path)])) if each.name == "training").tables
     assert [row.cells for row in table.rows] == [[None]]
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from sdr1.base.records import GroupReport, GroupTask, IterationReport, Prompt, UpdateReport, Usage
+from sdr1.planning.plan import plan
 from sdr1.training.metrics import summarize
+from sdr1.training.run import train
 
 
 def group(index: int, label: str, reward: float, kl: float | None, unsafe: float) -> GroupReport:
@@ -56,3 +61,35 @@ def test_reward_terms_have_curves(small):
     metrics = summarize(report, small())
     assert metrics["reward_term/main"] == pytest.approx(0.1)
     assert metrics["reward_term/judge"] == -1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"policy": {"initial_noise": "group"}},
+        # Two updates an iteration: what the weights that drew predict is shipped.
+        {
+            "policy": {"solver": "DPMSolverMultistepScheduler", "noise_window": None},
+            "learner": {"objective": "forward", "groups_per_update": 1},
+        },
+    ],
+    ids=["grpo", "forward"],
+)
+def test_unet_evaluations_are_those_that_a_run_makes_and_a_plan_tells(small, tmp_path, monkeypatch, options):
+    made, forward = [], UNet2DConditionModel.forward
+
+    def counted(self, sample, *arguments, **options):
+        # A model's files are tried once without weights, before anything is written.
+        if not sample.is_meta:
+            made.append(len(sample) * (3 if torch.is_grad_enabled() else 1))
+        return forward(self, sample, *arguments, **options)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    config = small(2, **options)
+    train(config, local=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["unet_evaluations"] for row in rows] == [sum(made) / 2, sum(made)]
+    monkeypatch.undo()
+    found = plan(config)
+    images = 2 * found["groups"]["images_per_iteration"]
+    assert found["unet_evaluations_per_image"]["total"] * images == pytest.approx(sum(made))

@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import write_text
 from sdr1.base.plain_data import parse_json
 from sdr1.base.records import GroupTask
 from sdr1.config.training import Config, StopRule
-from sdr1.training.loop import Executor, Observer
 from sdr1.training.stop import rule_met
+
+# Whoever only reads a record loads no model's library.
+if TYPE_CHECKING:
+    from sdr1.training.loop import Executor, Observer
 
 NAME = "metrics.jsonl"
 EVALUATION = "eval/"
@@ -43,7 +46,8 @@ class Journal:
     def __init__(self, config: Config, source: Source | None = None) -> None:
         self._config, self.path = config, config.run.directory / NAME
         self.rows: list[Row] = []
-        self._source, self._subscribers = source, list[Observer]()
+        self._source = source
+        self._subscribers: list[Observer] = []
         self._came_in: Row = {}
         """What the source gave; the next row takes it along."""
 

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from sdr1.training.objectives.objective import RATIO_GAP
 
 _GROUPS = (
-    ("4_speed", ("images_per_second", "rollout_workers", "rollout_busy", "reward_busy", "learner_busy")),
+    (
+        "4_speed",
+        (
+            "images_per_second",
+            "unet_evaluations",
+            "rollout_workers",
+            "rollout_busy",
+            "reward_busy",
+            "learner_busy",
+        ),
+    ),
     ("1_safety", ("unsafe_rate", "eval/unsafe_", "eval/false_alarm")),
     ("2_reward", ("reward_",)),
     ("3_utility", ("eval/utility/", "eval/shape_kept")),
