@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,34 +43,51 @@ def gradient(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in policy.parameters])
 
 
-def written_out(policy: Policy, experience, noise: str) -> torch.Tensor:
-    """Loss of each pair in float64 with a UNet of its own precision: weight 1 / abar, ratio clipped to 0.001, KL 0.7."""
-    unet, text = copy.deepcopy(policy.unet).double(), policy.embed(TASK.prompt.text).double()
-    bars = torch.cumprod(1 - policy.pipeline.scheduler.betas.double(), 0)
-    share = torch.rand(
-        3, generator=torch.Generator().manual_seed(TASK.noise_seed("timesteps")), dtype=torch.float64
-    )
-    losses = []
-    for k in range(3):
-        t = int(20 + 320 * (k + share[k]))
-        for g in range(3):
-            key = ("noise", k, g) if noise == "sample" else ("noise", k)
-            e = noise_of((4, 8, 8), *key).double()
-            x0 = torch.from_numpy(experience.latents[g]).double()
-            xt = bars[t] ** 0.5 * x0 + (1 - bars[t]) ** 0.5 * e
-            found = unet(xt[None], torch.tensor([t]), encoder_hidden_states=text[None]).sample[0]
-            before, base = (
-                torch.from_numpy(held[k, g]).double() for held in (experience.old, experience.reference)
-            )
-            rho = (((e - before) ** 2 - (e - found) ** 2).mean() / bars[t]).exp()
-            a = ADVANTAGES[g].double()
-            clipped = torch.maximum(-a * rho, -a * rho.clamp(0.999, 1.001))
-            losses.append(clipped + 0.7 * ((found - base) ** 2).mean() / bars[t])
-    moments = {id(p): q for p, q in zip(policy.unet.parameters(), unet.parameters())}
-    total = torch.stack(losses).mean()
-    total.backward()
-    written_out.gradient = torch.cat([moments[id(p)].grad.flatten() for p in policy.parameters])
-    return torch.stack(losses).detach()
+class InFloat64:
+    """The objective written out: weight 1 / abar, ratio clipped to 0.001, KL 0.7; the UNet in float64 too."""
+
+    def __init__(self, policy: Policy, experience, noise: str, advantages: torch.Tensor) -> None:
+        self.unet, self.text = copy.deepcopy(policy.unet).double(), policy.embed(TASK.prompt.text).double()
+        self.bars = torch.cumprod(1 - policy.pipeline.scheduler.betas.double(), 0)
+        self.experience, self.noise, self.advantages = experience, noise, advantages.double()
+        moments = {id(p): q for p, q in zip(policy.unet.parameters(), self.unet.parameters())}
+        self.parameters = [moments[id(p)] for p in policy.parameters]
+
+    def losses(self) -> torch.Tensor:
+        """Of each pair of a timestep and a sample."""
+        share = torch.rand(
+            3, generator=torch.Generator().manual_seed(TASK.noise_seed("timesteps")), dtype=torch.float64
+        )
+        losses = []
+        for k in range(3):
+            t = int(20 + 320 * (k + share[k]))
+            for g in range(3):
+                key = ("noise", k, g) if self.noise == "sample" else ("noise", k)
+                e, bar = noise_of((4, 8, 8), *key).double(), self.bars[t]
+                x0 = torch.from_numpy(self.experience.latents[g]).double()
+                xt = bar**0.5 * x0 + (1 - bar) ** 0.5 * e
+                found = self.unet(xt[None], torch.tensor([t]), encoder_hidden_states=self.text[None]).sample[
+                    0
+                ]
+                before, base = (
+                    torch.from_numpy(held[k, g]).double()
+                    for held in (self.experience.old, self.experience.reference)
+                )
+                rho = (((e - before) ** 2 - (e - found) ** 2).mean() / bar).exp()
+                a = self.advantages[g]
+                clipped = torch.maximum(-a * rho, -a * rho.clamp(0.999, 1.001))
+                losses.append(clipped + 0.7 * ((found - base) ** 2).mean() / bar)
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def slope(self, along: list[torch.Tensor], h: float = 1e-5) -> float:
+        """Of the mean loss, by finite differences."""
+        ends = []
+        for step in (h, -2 * h):
+            for parameter, part in zip(self.parameters, along):
+                parameter.add_(step * part)
+            ends.append(self.losses().mean().item())
+        return (ends[0] - ends[1]) / (2 * h)
 
 
 @pytest.mark.parametrize("noise", ["group", "sample"])
@@ -83,13 +101,36 @@ def test_loss_and_gradient_are_the_formulas_in_float64(small, noise):
     moved(policy)
     loss, seen = objective.loss(TASK, experience, ADVANTAGES, np.arange(objective.size(experience)))
     found = gradient(policy, loss)
-    expected = written_out(policy, experience, noise)
-    assert torch.allclose(loss.double(), expected, rtol=1e-4, atol=1e-5)
-    assert (found.double() - written_out.gradient).norm() < 1e-4 * written_out.gradient.norm()
+    exact = InFloat64(policy, experience, noise, ADVANTAGES)
+    losses = exact.losses()
+    assert torch.allclose(loss.double(), losses.detach(), rtol=1e-4, atol=1e-5)
+    losses.mean().backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in exact.parameters])
+    assert (found.double() - expected).norm() < 1e-4 * expected.norm()
     assert found.norm() > 0
     figures = objective.figures(experience, seen)
     assert figures.keys() == Forward.names(config)
     assert 0 < figures["clip_fraction"] < 1, figures
+
+
+def test_the_learners_gradient_is_the_slope_of_the_loss_by_finite_differences(small):
+    """From rewards to the accumulated gradient, in micro-batches; nothing is differentiated on the other side."""
+    config = config_of(small, timesteps=3, clip_range=1e-3)
+    policy = Policy(config.policy, seed=0, reference=True)
+    moved(policy)
+    experience = Forward(config, policy).rollout(TASK).experience
+    moved(policy)
+    rewards = torch.tensor([0.1, 0.2, 0.6])
+    scores = Scores(rewards.numpy(), None, 0.0)
+    # Of another version than the weights: they have moved since.
+    Learner(config, policy).accumulate(replace(TASK, version=1), experience, scores)
+    generator = torch.Generator().manual_seed(3)
+    along = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in policy.parameters]
+    found = sum((p.grad.double() * part).sum().item() for p, part in zip(policy.parameters, along))
+    advantages = (rewards.double() - rewards.double().mean()) / rewards.double().std()
+    expected = InFloat64(policy, experience, "group", advantages).slope(along)
+    assert abs(expected) > 1e-3
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_at_the_old_policy_both_forms_have_one_gradient(small):
