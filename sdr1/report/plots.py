@@ -207,7 +207,8 @@ def mean(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], 
     """The mean of piecewise linear curves wherever one of them has a point and none has ended."""
     last = min(points[-1][0] for points in curves)
     xs = sorted({x for points in curves for x, _ in points if x <= last})
-    return xs, [fmean(np.interp(x, *zip(*points)) for points in curves) for x in xs]
+    values = [np.interp(xs, [x for x, _ in points], [y for _, y in points]) for points in curves]
+    return xs, np.mean(values, axis=0).tolist()
 
 
 def _kind(key: str) -> str | None:
