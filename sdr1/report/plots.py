@@ -95,7 +95,7 @@ def _plot(name: str, title: str, xlabel: str = "", *ylabels: str, height: float 
         canvas = Canvas(figsize=(4.4, height), layout="constrained")
         draft = _Draft()
         ylabels = ylabels or ("",)
-        draft.panels = canvas.subplots(len(ylabels), sharex=True, squeeze=False)[:, 0]
+        draft.panels = canvas.subplots(len(ylabels), sharex=True, squeeze=False)[:, 0].tolist()
         for axes, ylabel in zip(draft.panels, ylabels):
             axes.set_ylabel(ylabel)
             axes.grid()
