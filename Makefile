@@ -19,7 +19,7 @@ GPU_WHEELS := annotated-types certifi charset-normalizer diffusers ftfy importli
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation compare report chaos gpu-check gpu-wheels clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation compare report chaos gpu-check gpu-wheels tries clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -63,6 +63,10 @@ report: setup ## base and trained model of the sandbox through the whole suite, 
 ablation: setup ## rewards, alphas and noise on the sandbox: SEEDS, ITERATIONS, IMAGES, CELLS; goes on where it stopped
 	$(MALLOC) $(BIN)/sdr1 sandbox ablation --images $(IMAGES) $(addprefix --seed ,$(SEEDS)) \
 	  $(addprefix --only ,$(CELLS)) $(if $(ITERATIONS),iterations=$(ITERATIONS))
+
+tries: setup ## settings of every method on the tuning split, before compare: outputs/tries/, their log in configs/studies/tries.json
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 compare --tune
+	cp outputs/tries/tries.json configs/studies/tries.json
 
 compare: setup ## every method of the field and our own on the sandbox, under one budget: outputs/compare/; goes on where it stopped
 	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/sdr1 compare

@@ -15,7 +15,18 @@ def compare(
             metavar="FILE", help="YAML: methods, seeds, budget; default: all methods on the sandbox."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("outputs/compare"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder to write; default: outputs/compare, of --tune outputs/tries."
+        ),
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Make the methods' tries on the tuning split, and tries.json.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, and make nothing.")
+    ] = False,
 ) -> None:
     """Train and judge methods under one budget, one sampler and one judge; goes on where it was stopped.
 
@@ -24,6 +35,10 @@ def compare(
 
     Example: `sdr1 compare --out outputs/compare`
     """
-    from sdr1.studies.compare.run import run
+    from sdr1.studies.compare import run
 
-    run(file, out)
+    folder = out or Path("outputs/tries" if tune else "outputs/compare")
+    if dry_run:
+        print(*run.plan(file, folder, tune), sep="\n")
+    else:
+        run.run(file, folder, tune)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -86,6 +86,9 @@ class EvaluationConfig(Section):
         ge=1,
         le=1_000_000,
         description="Images a prompt; in the sandbox images a topic. None: the protocol's.",
+    )
+    split: Literal["tune", "final"] = Field(
+        "final", description="Of the sandbox's prompts: those to choose settings by, or those to report."
     )
     limit: int | None = Field(
         None, ge=1, le=100_000_000, description="Only the first rows of a prompt file, for a trial."

@@ -32,7 +32,7 @@ from sdr1.models import schedulers
 from sdr1.models.pipeline import named
 from sdr1.prompts.files import PromptFile
 
-_OF_ROWS = {"prompts", "column", "images", "limit", "seed", "size", "sampler"}
+_OF_ROWS = {"prompts", "column", "images", "limit", "seed", "size", "sampler", "split"}
 """Settings that rows follow from."""
 
 
@@ -156,6 +156,10 @@ def _rows(
     if in_sandbox and config.column is not None:
         raise UserError(
             f"column: {config.column!r}: the rows are the sandbox's own, which have no columns; leave it out, or give a file with prompts="
+        )
+    if not in_sandbox and "split" in config.model_fields_set:
+        raise UserError(
+            f"split: {config.split!r}: is of the sandbox's own prompts, and these are a file's; leave it out"
         )
     if protocol.file is None and config.prompts not in (None, SANDBOX):
         raise UserError(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from sdr1.base.plain_data import flatten
@@ -297,8 +296,8 @@ def published(name: str, columns: Sequence[Column]) -> list[Row]:
     """The published rows of a table, as `published.json` has them."""
     return [
         Row(
-            model := f"{row['model']} ({row['note']})" if "note" in row else row["model"],
-            model,
+            _label(row),
+            _label(row),
             [column.published(row["figures"].get(column.key)) for column in columns],
             row["source"],
             published=True,
@@ -307,13 +306,17 @@ def published(name: str, columns: Sequence[Column]) -> list[Row]:
     ]
 
 
-def published_order(table: str, key: str) -> dict[str, float]:
-    """A published table's figures of one column, by the model's name; the mean of rows of one name."""
-    found: dict[str, list[float]] = {}
-    for row in _published()[table]:
-        if (text := row["figures"].get(key)) is not None:
-            found.setdefault(row["model"], []).append(float(text))
-    return {model: fmean(values) for model, values in found.items()}
+def published_figures(table: str, key: str) -> dict[str, float]:
+    """A published table's figures of one column, by the row's label."""
+    return {
+        _label(row): float(text)
+        for row in _published()[table]
+        if (text := row["figures"].get(key)) is not None
+    }
+
+
+def _label(row: dict[str, Any]) -> str:
+    return f"{row['model']} ({row['note']})" if "note" in row else row["model"]
 
 
 @cache

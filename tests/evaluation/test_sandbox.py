@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from sdr1.base.errors import UserError
 from sdr1.base.plain_data import flatten
+from sdr1.config.evaluation import read
+from sdr1.evaluation import plan
 from sdr1.evaluation.judges.oracle import _record
+from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.protocols.sandbox import UNTRAINED
 from sdr1.evaluation.rows import Row, Sampler
 from sdr1.evaluation.run import Place, evaluate
 from sdr1.sandbox.captions import TASKS, Claim
 from sdr1.sandbox.oracle import SPOILED, Found
-from sdr1.sandbox.prompts import TOPICS
+from sdr1.sandbox.prompts import TOPICS, prompts
 from sdr1.sandbox.world import COLOURS
 from sdr1.studies import demo
 
@@ -134,3 +138,17 @@ def test_colour_distance_is_the_total_variation():
     assert math.isclose(demo.colour_distance(moved, shares), 0.4)
     apart = {**dict.fromkeys(COLOURS, 0.0), "orange": 1.0}
     assert math.isclose(demo.colour_distance(shares, apart), 1)
+
+
+def test_the_tuning_split_has_prompts_of_its_own_and_a_file_has_none() -> None:
+    made = {
+        split: plan._rows(PROTOCOLS["sandbox"], read({"images": 4, **told}), True, 32)[0]
+        for split, told in {"final": {}, "tune": {"split": "tune"}}.items()
+    }
+    asked = {split: [row.prompt for row in rows] for split, rows in made.items()}
+    known = {prompt.text for topic in TOPICS for prompt in prompts(topic, "tune", 4)}
+    assert set(asked["tune"]) <= known
+    assert not known & set(asked["final"])
+    assert [(row.id, row.seed) for row in made["tune"]] == [(row.id, row.seed) for row in made["final"]]
+    with pytest.raises(UserError, match="split: 'tune': is of the sandbox's own prompts"):
+        plan._rows(PROTOCOLS["clip-t"], read({"split": "tune", "prompts": "mine.txt"}), False, 512)

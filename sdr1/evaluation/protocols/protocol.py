@@ -52,7 +52,8 @@ class World:
 
     def topics(self, names: tuple[str, ...], count: int) -> list[Row]:
         """The sandbox's rows of these topics, `count` each unless the user says how many."""
-        return sandbox_rows.rows_of(names, self.config.images or count, self.config.seed, self.sampler)
+        images = self.config.images or count
+        return sandbox_rows.rows_of(names, images, self.config.seed, self.sampler, self.config.split)
 
     def rows(self, topics: tuple[str, ...], count: int) -> list[Row]:
         """In the sandbox `topics`, else `texts`."""

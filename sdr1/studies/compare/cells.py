@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from sdr1.erasers.methods import METHODS
 from sdr1.erasers.run import SANDBOX_BUDGET, settings_of
 from sdr1.planning.counts import count
 from sdr1.sandbox import WEIGHTS
+from sdr1.sandbox.prompts import Split
 from sdr1.studies.compare import code
 from sdr1.training.differences import Difference
 
@@ -37,6 +39,12 @@ Seed = Annotated[int, Field(ge=0, le=MOST_ROW_SEED)]
 Budget = Annotated[int, Field(ge=1, le=10**12)]
 
 
+def _once(field: str, given: Sequence[Any]) -> None:
+    twice = next((each for each in given if list(given).count(each) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{field}: {twice!r}: given twice; give each once")
+
+
 class Method(Section):
     """A row of the table: a method of the field, or a training of this package."""
 
@@ -44,6 +52,10 @@ class Method(Section):
     erase: str | None = Field(None, description="A method of `sdr1 erase list`.")
     train: str | None = Field(None, description="A training config, or a preset's name.")
     overrides: tuple[str, ...] = Field((), description="KEY=VALUE of that method or config.")
+    tries: tuple[tuple[str, ...], ...] = Field(
+        (),
+        description="Overrides of each try of tuning, behind those above; an empty list is the method as it is.",
+    )
     budget: Budget | None = Field(None, description="In place of the comparison's.")
 
     @model_validator(mode="after")
@@ -55,22 +67,44 @@ class Method(Section):
         return self
 
 
-class Comparison(Section):
+class Sizes(Section):
+    """How much a comparison draws and trains."""
+
     seeds: tuple[Seed, ...] = Field((101, 102, 103), min_length=1, description="Of training and of pictures.")
     budget: Budget = Field(
         SANDBOX_BUDGET, description="UNet evaluations of a training, a backward pass as two."
     )
     images: int = Field(100, ge=1, le=100_000, description="Pictures of a topic that a model is judged by.")
+
+    @model_validator(mode="after")
+    def _seeds_once(self) -> Sizes:
+        _once("seeds", self.seeds)
+        return self
+
+
+class Tuning(Sizes):
+    """The same of the tries, in which methods are tuned before they are compared."""
+
+    seeds: tuple[Seed, ...] = Field((201,), min_length=1, description=Sizes.model_fields["seeds"].description)
+    images: int = Field(20, ge=1, le=100_000, description=Sizes.model_fields["images"].description)
+
+
+class Comparison(Sizes):
+    split: Split = Field("final", description="Of the prompts that models are judged by.")
     reference: str = Field("r1", description="The method that the others are tested against.")
     methods: tuple[Method, ...] = Field((), description="A list of {name, erase or train, overrides}.")
     every_eraser: bool = Field(False, description="Add every method of `sdr1 erase list` that is not named.")
+    tuning: Tuning = Tuning()
+    tuned: str | None = Field(
+        None,
+        description="Log of the tries, beside this file; methods get the settings that were chosen there.",
+    )
 
     @model_validator(mode="after")
     def _named_once(self) -> Comparison:
-        for field, given in (("methods", [each.name for each in self.methods]), ("seeds", self.seeds)):
-            twice = next((each for each in given if list(given).count(each) > 1), None)
-            if twice is not None:
-                raise ValueError(f"{field}: {twice!r}: given twice; give each once")
+        _once("methods", [each.name for each in self.methods])
+        if len(counts := {len(each.tries) for each in self.methods} - {0}) > 1:
+            raise ValueError(f"methods: {sorted(counts)} tries; give each method as many as the others")
         if self.reference not in (names := [each.name for each in self.entries()]):
             raise ValueError(
                 f"reference: {self.reference!r}: no such method here; use one of {', '.join(names) or 'none'}"
@@ -92,6 +126,7 @@ class Cell:
     """Its method's name in the table."""
     seed: int
     images: int
+    split: Split
     budget: int | None
     """None of the base."""
     erase: str | None
@@ -104,12 +139,20 @@ class Cell:
     """Digests of the code and of the weights that the result follows from."""
 
     @property
+    def planned(self) -> int:
+        """UNet evaluations that it will take: what is wanted, as far as the budget goes."""
+        if self.train is not None:
+            return count(self.train).total * self.train.iterations
+        return min(self.wanted, self.budget or 0)
+
+    @property
     def key(self) -> str:
         """Digest of everything that matters to the cell's result, and the name of its folder."""
         config = {} if self.train is None else flatten(self.train.model_dump(mode="json"))
         told = {
             "seed": self.seed,
             "images": self.images,
+            "split": self.split,
             "budget": self.budget,
             "erase": self.erase,
             "settings": self.settings,
@@ -153,17 +196,17 @@ def cells(comparison: Comparison) -> list[Cell]:
         for seed in comparison.seeds:
             try:
                 cell = _trained if method.erase is None else _erased
-                made.append(cell(method, seed, budget, comparison.images))
+                made.append(cell(comparison, method, seed, budget))
             except UserError as error:
                 raise UserError(f"methods: {method.name}: {error}") from error
     return made
 
 
 def _base(comparison: Comparison, seed: int) -> Cell:
-    return Cell(BASE, seed, comparison.images, None, None, None, {}, 0, _versions())
+    return Cell(BASE, seed, comparison.images, comparison.split, None, None, None, {}, 0, _versions())
 
 
-def _erased(method: Method, seed: int, budget: int, images: int) -> Cell:
+def _erased(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
     name = method.erase
     if name not in METHODS:
         raise UserError(f"erase: {name!r}: no such method; use one of {', '.join(METHODS)}")
@@ -171,10 +214,10 @@ def _erased(method: Method, seed: int, budget: int, images: int) -> Cell:
     versions = _versions("sdr1.erasers.tasks", METHODS[name].__module__)
     settings = eraser.model_dump(mode="json")
     wanted = eraser.unet_evaluations(tasks.of_sandbox(seed))
-    return Cell(method.name, seed, images, budget, name, None, settings, wanted, versions)
+    return Cell(method.name, seed, asked.images, asked.split, budget, name, None, settings, wanted, versions)
 
 
-def _trained(method: Method, seed: int, budget: int, images: int) -> Cell:
+def _trained(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
     assert method.train is not None
     config = load(method.train, [*method.overrides, f"seed={seed}", "tracking.enabled=false"])
     if config.policy.model != SANDBOX:
@@ -186,9 +229,8 @@ def _trained(method: Method, seed: int, budget: int, images: int) -> Cell:
         raise UserError(f"budget: {budget:,}: one iteration takes {each:,} UNet evaluations; give more")
     iterations = min(config.iterations, budget // each)
     cut = config.model_copy(update={"iterations": iterations})
-    return Cell(
-        method.name, seed, images, budget, None, cut, {}, each * config.iterations, _versions(*_TRAINING)
-    )
+    wanted, versions = each * config.iterations, _versions(*_TRAINING)
+    return Cell(method.name, seed, asked.images, asked.split, budget, None, cut, {}, wanted, versions)
 
 
 @cache

@@ -14,15 +14,18 @@ from sdr1.base.files import write_bytes, write_text
 from sdr1.base.plain_data import read_as
 from sdr1.evaluation.folder import RESULT, Folder
 from sdr1.evaluation.images import load
+from sdr1.evaluation.protocols.sandbox import TRAINED
+from sdr1.evaluation.protocols.sandbox import UNTRAINED as OTHERS
 from sdr1.evaluation.result import Better, Figure, Paired, Result
 from sdr1.report import page, plots, tables
 from sdr1.report.data import Evaluation, Material
 from sdr1.report.grids import grid
 from sdr1.report.sections import Section
-from sdr1.report.tables import Column, Row, Table
-from sdr1.studies.compare import table, work
-from sdr1.studies.compare.cells import Cell
-from sdr1.studies.compare.table import Correlation
+from sdr1.report.tables import Column, Row, Table, published
+from sdr1.studies.compare import markdown, table, work
+from sdr1.studies.compare.cells import BASE, Cell
+from sdr1.studies.compare.table import UNTRAINED, Correlation
+from sdr1.studies.compare.tries import Log
 from sdr1.studies.sheets import contact_sheet
 
 _RATES: dict[str, tuple[str, Better]] = {
@@ -35,25 +38,42 @@ _RATES: dict[str, tuple[str, Better]] = {
     "false_alarm": ("false alarm", "lower"),
 }
 _COSTS = (
-    Column("unet_evaluations", "UNet evaluations", "images", "lower"),
-    Column("unet_evaluations_wanted", "without a budget", "images"),
-    Column("seconds", "seconds", "images", "lower"),
-    Column("peak_memory_bytes", "peak memory, GB", "images", "lower", digits=1),
+    Column("unet_evaluations", "training: UNet evaluations", "images", "lower"),
+    Column("unet_evaluations_wanted", "the same without a budget", "images"),
+    Column("seconds", "training: seconds", "images", "lower"),
+    Column("peak_memory_gb", "training: peak memory, GB", "images", "lower", digits=1),
 )
 _NOTES = (
-    "One base, one sampler, one judge, the same prompts and noise for all; prompts are of the final split.",
     "Intervals (95 %) are of a bootstrap over prompts, all seeds' pictures together. They do not hold how one training differs "
     "from the next: table.json has a row for each seed.",
     "Differences were tested in pairs of equal prompt, noise and seed: p is of a two-sided test that flips the signs of the "
     "prompts' differences, for one rate of one method, not corrected for the number of rows.",
     "Seconds and memory are of training on one core of this machine, as mean over seeds; a backward pass counts as two UNet "
     "evaluations.",
+    "Published rows are copied from their papers: Stable Diffusion, real prompts, other judges. Their order may be compared with "
+    "the measured one, their figures may not. CLIP-T and FID were not measured here.",
+)
+_CONCEPTS = (
+    tables.percent("unsafe_trained", f"{TRAINED} (trained)", "lower"),
+    *(tables.percent(f"{UNTRAINED}/{concept}", concept, "lower") for concept in OTHERS),
+    tables.percent("unsafe_generic", "generic words", "lower"),
+)
+_TASKS = tuple(
+    tables.percent("utility" if column.key == "overall" else f"utility/{column.key}", column.title, "higher")
+    for column in tables.GENEVAL
+)
+_PUBLISHED = (
+    ("nudenet", "Published: pictures with an exposed class, of 4,703 I2P prompts", tables.NUDENET),
+    ("q16", "Published: inappropriate pictures by category, I2P", tables.Q16),
+    ("quality", "Published: CLIP-T and FID", (tables.CLIP_T, tables.FID)),
 )
 
 
-def write(reference: str, cells: Sequence[Cell], folders: Mapping[str, Path], out: Path) -> list[str]:
-    """Write `summary.json`, `table.md`, `scatter.png`, `grid.png` and `index.html` with its tables and figures; returns the
-    lines to say. Without a finished cell there is nothing to write."""
+def write(
+    reference: str, cells: Sequence[Cell], folders: Mapping[str, Path], out: Path, log: Log | None
+) -> list[str]:
+    """Write `summary.json`, `compared.md`, `scatter.png`, `grid.png` and `index.html` with its tables and figures; returns the
+    lines to say. Without a finished cell there is nothing to write. `log` is of the tries, None where these are the tries."""
     estimates = table.pooled(cells, folders)
     if not estimates:
         return []
@@ -64,22 +84,31 @@ def write(reference: str, cells: Sequence[Cell], folders: Mapping[str, Path], ou
     orders = table.correlations(estimates)
     write_text(out / "summary.json", _summary(reference, figures, tests, orders))
     rates = _rates(figures, json.loads((out / "table.json").read_text(encoding="utf-8")))
-    write_text(out / "table.md", _markdown(rates))
     evaluations = _evaluations(cells, folders)
     section = Section(
         "compare",
         "Methods side by side",
-        "Every method trained on the same base under one budget of UNet evaluations, judged on prompts that none has seen.",
-        tables=[rates, *([_differences(reference, tests)] if tests else []), *map(_order, orders)],
+        "Every method trained on the same base under one budget of UNet evaluations, judged on prompts that none has seen. "
+        "An arrow says what is better.",
+        tables=[
+            rates,
+            *([_differences(reference, tests)] if tests else []),
+            _shown("compare-concepts", "Unsafe pictures by concept", _CONCEPTS, figures),
+            _shown("compare-tasks", "Utility by task, and GenEval as published", _TASKS, figures, published("geneval", tables.GENEVAL)),
+            *map(_order, orders),
+            *(Table(f"published-{name}", title, "model", columns, published(name, columns)) for name, title, columns in _PUBLISHED),
+            *([] if log is None or not log.tries else [_tries(log)]),
+        ],
         plots=[plots.trade_off(f"compare-{rate}", f"Utility against {_RATES[rate][0]}", _plane(figures, rate)) for rate in
                ("unsafe_trained", "unsafe_untrained")],
         grids=[made] if len(evaluations) > 1 and (made := grid(evaluations)) else [],
-        notes=[*_NOTES, *_cut(cells, figures), *map(str, orders)],
+        notes=[*_orders(orders), *_notes(cells), *_cut(cells, figures), *([] if log is None else log.notes(list(figures), cells[0].versions["weights"]))],
     )  # fmt: skip
     for name, content in page.files(Material(evaluations=evaluations), [section]).items():
         write_bytes(out / name, content)
     write_bytes(out / "scatter.png", section.plots[0].png)
     write_bytes(out / "grid.png", _grid(evaluations))
+    write_text(out / "compared.md", markdown.text(section, ("scatter.png", "grid.png")))
     return [*map(str, orders), str(out / "index.html")]
 
 
@@ -115,11 +144,11 @@ def _rates(figures: Mapping[str, Mapping[str, Figure]], rows: Sequence[Mapping[s
     made = []
     for label, mine in figures.items():
         own = [row for row in rows if row["method"] == label]
-        costs = {column.key: fmean(row[column.key] for row in own) for column in _COSTS}
-        costs["peak_memory_bytes"] /= 1e9
+        told = [{**row, "peak_memory_gb": row["peak_memory_bytes"] / 1e9} for row in own]
+        costs = {column.key: fmean(row[column.key] for row in told) for column in _COSTS}
         cells = [column.cell(mine.get(column.key)) for column in columns[: len(measured)]]
         cells += [column.cell(Figure(value=costs[column.key], unit=column.unit)) for column in _COSTS]
-        made.append(Row(label, label, cells, f"{len(own)} seeds"))
+        made.append(Row(label, label, cells, f"{len(own)} seed{'s' * (len(own) > 1)}"))
     return Table("compare", "Rates and costs", "method", columns, made)
 
 
@@ -152,6 +181,58 @@ def _order(order: Correlation) -> Table:
     ]  # fmt: skip
     name = f"compare-{order.title.split(',')[0].lower()}"
     return Table(name, f"The published order: {order.title}", "method", columns, rows)
+
+
+def _orders(orders: Sequence[Correlation]) -> list[str]:
+    return [f"{text[:1].upper()}{text[1:]}." for text in map(str, orders)]
+
+
+def _notes(cells: Sequence[Cell]) -> list[str]:
+    first = cells[0]
+    return [
+        f"One base, one sampler, one judge, {first.images} pictures of a topic and seed, the same prompts and noise for all; "
+        f"prompts are of the {first.split} split.",
+        *_NOTES,
+    ]
+
+
+def _shown(
+    name: str,
+    title: str,
+    columns: Sequence[Column],
+    figures: Mapping[str, Mapping[str, Figure]],
+    more: Sequence[Row] = (),
+) -> Table:
+    """A row for each method, then published ones."""
+    rows = [
+        Row(label, label, [column.cell(mine.get(column.key)) for column in columns])
+        for label, mine in figures.items()
+    ]
+    return Table(name, title, "method", columns, [*rows, *more])
+
+
+def _tries(log: Log) -> Table:
+    """Every try with its settings; the chosen one of each method says so."""
+    columns = [
+        *(_column(rate) for rate in _RATES if rate in log.base),
+        *(column for column in _COSTS if column.key in log.base),
+    ]
+
+    def row(label: str, told: str, found: Mapping[str, float]) -> Row:
+        cells = [
+            column.cell(
+                None if column.key not in found else Figure(value=found[column.key], unit=column.unit)
+            )
+            for column in columns
+        ]
+        return Row(label, label, cells, told)
+
+    rows = [row(BASE, "", log.base)]
+    for each in log.tries:
+        settings = ", ".join(each.overrides) or "as it is"
+        told = f"{settings}; chosen" if each.chosen else settings if each.figures else f"{settings}; failed"
+        rows.append(row(f"{each.method}, try {each.number}", told, each.figures))
+    return Table("compare-tries", "Tries on the tuning split", "method", columns, rows)
 
 
 def _plane(figures: Mapping[str, Mapping[str, Figure]], rate: str) -> dict[str, tuple[Figure, Figure]]:
@@ -203,16 +284,3 @@ def _grid(evaluations: Sequence[Evaluation]) -> bytes:
             pictures.append(np.asarray(load(path, line.file)))
             titles.append(f"{each.label}\n{line.prompt}")
     return contact_sheet(pictures, titles, columns=len(evaluations), scale=3)
-
-
-def _markdown(shown: Table) -> str:
-    """A table with its intervals, for a page of the documentation."""
-    lines = [[shown.corner, *(column.heading for column in shown.columns)]]
-    lines.append(["---", *("---:" for _ in shown.columns)])
-    for row in shown.rows:
-        cells = [
-            "" if cell is None else f"{cell.text} ({cell.notes[0]})" if cell.notes else cell.text
-            for cell in row.cells
-        ]
-        lines.append([row.label, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

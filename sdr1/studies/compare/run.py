@@ -11,8 +11,9 @@ from typing import Any
 
 from sdr1.base.errors import TrainingError
 from sdr1.base.files import hold, refuse_foreign, remove_partial, write_text
-from sdr1.studies.compare import page, table, work
-from sdr1.studies.compare.cells import Cell, cells, read
+from sdr1.studies.compare import effort, page, table, tries, work
+from sdr1.studies.compare.cells import DEFAULT, Cell, Comparison, cells, read
+from sdr1.studies.compare.tries import Log
 from sdr1.studies.compare.work import Make
 from sdr1.training.run import check
 
@@ -21,8 +22,15 @@ MARKER = "compare.json"
 Work = Callable[[Sequence[tuple[Cell, Path]], Make], Iterator[tuple[Cell, str]]]
 
 
-def run(file: Path | None, out: Path, work_on: Work = work.in_processes, make: Make = work.make) -> None:
-    """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures.
+def run(
+    file: Path | None,
+    out: Path,
+    tune: bool = False,
+    work_on: Work = work.in_processes,
+    make: Make = work.make,
+) -> None:
+    """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures. `tune` makes the
+    methods' tries instead, and their log.
 
     A cell that is there is taken as it is if everything that matters to it is the same: settings, seed, budget, the
     base's weights, the code of its method and of the judging. `table.json` has what is done so far.
@@ -31,7 +39,8 @@ def run(file: Path | None, out: Path, work_on: Work = work.in_processes, make: M
         UserError: the file, or a value in it, is wrong, or `out` holds something else; nothing was written.
         TrainingError: cells failed; the others were made, and are in the table.
     """
-    asked = read(file)
+    given = read(file)
+    asked, log = _asked(given, file, tune)
     refuse_foreign(out, MARKER, "comparison", "--out")
     wanted = cells(asked)
     for config in {cell.label: cell.train for cell in wanted if cell.train is not None}.values():
@@ -39,17 +48,42 @@ def run(file: Path | None, out: Path, work_on: Work = work.in_processes, make: M
     write_text(out / MARKER, json.dumps(asked.model_dump(mode="json"), indent=2) + "\n")
     with _held(out):
         remove_partial(out / "cells")
-        folders = {cell.key: out / "cells" / cell.key for cell in wanted}
+        folders = _folders(wanted, out)
         missing = {cell.key: cell for cell in wanted if work.done(folders[cell.key]) is None}
         for key in folders.keys() - missing.keys():
             work.tidy(folders[key])
         failed = _make(wanted, missing, folders, out, work_on, make)
-        for line in page.write(asked.reference, wanted, folders, out):
+        if tune:
+            rows = table.write(wanted, folders, out)
+            found = tries.logged(given, rows, wanted[0].versions["weights"])
+            write_text(out / tries.LOG, found.model_dump_json(indent=2) + "\n")
+            print(out / tries.LOG)
+        for line in page.write(asked.reference, wanted, folders, out, log):
             print(line)
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(wanted)} cells failed, the others are in {out}: " + "; ".join(failed)
         )
+
+
+def plan(file: Path | None, out: Path, tune: bool = False) -> list[str]:
+    """What `run` would take, in lines to say; nothing is written.
+
+    Raises:
+        UserError: as `run`.
+    """
+    asked, _ = _asked(read(file), file, tune)
+    wanted = cells(asked)
+    return effort.lines(wanted, _folders(wanted, out))
+
+
+def _asked(given: Comparison, file: Path | None, tune: bool) -> tuple[Comparison, Log | None]:
+    """What is made, and the log that its settings are from; of the tries there is none yet."""
+    return (tries.spread(given), None) if tune else tries.settled(given, (file or DEFAULT).parent)
+
+
+def _folders(wanted: Sequence[Cell], out: Path) -> dict[str, Path]:
+    return {cell.key: out / "cells" / cell.key for cell in wanted}
 
 
 def _make(

@@ -16,7 +16,7 @@ from sdr1.evaluation.folder import RESULT, Folder
 from sdr1.evaluation.protocols.sandbox import figures_of
 from sdr1.evaluation.result import Figure, Paired, Result
 from sdr1.evaluation.statistics import Estimate, paired
-from sdr1.report.tables import published_order
+from sdr1.report.tables import published_figures
 from sdr1.studies.compare import work
 from sdr1.studies.compare.cells import BASE, Cell
 
@@ -34,7 +34,7 @@ FIGURES = {
 
 _ORDERS = (
     ("NudeNet, total", "nudenet", "nudity/total", "unsafe_trained"),
-    ("Q16, overall", "q16", "inappropriate_rate/overall", UNTRAINED),
+    ("Q16, overall", "q16", "inappropriate_rate", UNTRAINED),
 )
 """Published tables, and the rate that is nearest to what they count: the erased concept, or all that is unsafe."""
 _NAMES = {
@@ -43,8 +43,13 @@ _NAMES = {
     "SafeDiffusion-R1, unsafe-anchor": "r1-unsafe-anchor",
     "Ablating (CA)": "ca",
     "Ablating": "ca",
-    "Safe-DPO": "safetydpo",
+    "Safe-DPO (SD v2.1)": "safetydpo",
+    "SLD (medium)": "sld",
+    "CPE (1 word)": "cpe",
+    "CPE (4 words)": "cpe-4",
 }
+"""Ours of published rows that have another name. Rows that were published for some categories only have no overall figure
+that is like the others', and are left out."""
 
 
 class Correlation(NamedTuple):
@@ -58,7 +63,7 @@ class Correlation(NamedTuple):
 
     def __str__(self) -> str:
         known = "none" if self.rho is None else f"{self.rho:+.2f} (p = {self.p:.3f})"
-        return f"rank correlation with the published order ({self.title}), {len(self.pairs)} methods: {known}"
+        return f"rank correlation with the published order ({self.title}), {len(self.pairs)} models: {known}"
 
 
 def write(cells: Sequence[Cell], folders: Mapping[str, Path], out: Path) -> list[dict[str, Any]]:
@@ -95,7 +100,8 @@ def _rates(figures: Mapping[str, Figure]) -> dict[str, float]:
 
 
 def pooled(cells: Sequence[Cell], folders: Mapping[str, Path]) -> dict[str, dict[str, Estimate]]:
-    """By method, the rates of all its finished seeds' pictures together."""
+    """By method, the rates of all its finished seeds' pictures together, and the protocol's other figures by their own
+    names."""
     found: dict[str, dict[str, list[Estimate]]] = {}
     for cell in cells:
         if work.done(folders[cell.key]) is not None:
@@ -115,7 +121,8 @@ def _estimates(folder: Path, seed: int) -> dict[str, Estimate]:
     spread = [each for name, each in known.items() if name.startswith(f"{UNTRAINED}/")]
     if spread:
         known[UNTRAINED] = _joined(UNTRAINED, spread)
-    return {rate: _of_seed(known[name], rate, seed) for rate, name in FIGURES.items() if name in known}
+    names = {**FIGURES, **{name: name for name in known if name not in FIGURES.values()}}
+    return {rate: _of_seed(known[name], rate, seed) for rate, name in names.items() if name in known}
 
 
 def _of_seed(each: Estimate, rate: str, seed: int) -> Estimate:
@@ -141,13 +148,13 @@ def _joined(name: str, each: Sequence[Estimate]) -> Estimate:
 
 
 def tests(estimates: Mapping[str, Mapping[str, Estimate]], reference: str) -> dict[str, dict[str, Paired]]:
-    """Of every other method, each rate minus the reference's on the same prompts and noise; none without a reference."""
+    """Of every other method, each rate of `FIGURES` minus the reference's on the same prompts and noise; none without a reference."""
     against = estimates.get(reference, {})
     return {
         label: {
             rate: paired(against[rate], mine)
             for rate, mine in rates.items()
-            if rate in against and set(mine.rows) & set(against[rate].rows)
+            if rate in FIGURES and rate in against and set(mine.rows) & set(against[rate].rows)
         }
         for label, rates in estimates.items()
         if label != reference
@@ -155,25 +162,37 @@ def tests(estimates: Mapping[str, Mapping[str, Estimate]], reference: str) -> di
 
 
 def correlations(estimates: Mapping[str, Mapping[str, Estimate]]) -> list[Correlation]:
-    """Spearman's rank correlation with the published orders, over the methods that both have."""
-    from scipy.stats import spearmanr
-
+    """Spearman's rank correlation with the published orders, over the models that both have; equal figures share a rank."""
     found = []
     for title, name, key, rate in _ORDERS:
-        published = {_ours(model): value for model, value in published_order(name, key).items()}
+        published = {_ours(model): value for model, value in published_figures(name, key).items()}
         pairs = {
             label: (rates[rate].mean(), published[label])
             for label, rates in estimates.items()
             if label in published and rate in rates
         }
-        measured, theirs = zip(*pairs.values()) if pairs else ((), ())
-        # Of fewer, or of equal ones, there is no order.
-        if len(set(measured)) < 2 or len(pairs) < 3:
-            found.append(Correlation(title, rate, pairs, None, None))
-        else:
-            rho, p = spearmanr(measured, theirs)
-            found.append(Correlation(title, rate, pairs, float(rho), float(p)))
+        found.append(Correlation(title, rate, pairs, *_ranked(list(pairs.values()))))
     return found
+
+
+def _ranked(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Spearman's rho and its two-sided p over permutations, all of them of few pairs; None where there is no order."""
+    from scipy.stats import permutation_test, rankdata
+
+    if len(pairs) < 3 or any(len(set(values)) < 2 for values in zip(*pairs)):
+        return None, None
+    measured, published = (rankdata(values) for values in zip(*pairs))
+    scale = len(pairs) * measured.std() * published.std()
+    rho = float((measured - measured.mean()) @ (published - published.mean()) / scale)
+    test = permutation_test(
+        (measured,),
+        lambda ranks, axis=-1: abs(((ranks - measured.mean()) * (published - published.mean())).sum(axis)),
+        permutation_type="pairings",
+        vectorized=True,
+        alternative="greater",
+        random_state=0,
+    )
+    return rho, float(test.pvalue)
 
 
 def _ours(model: str) -> str:

@@ -50,7 +50,7 @@ def make(cell: Cell, folder: Path) -> None:
         "sandbox",
         model,
         folder / EVALUATION,
-        {"images": cell.images, "seed": cell.seed},
+        {"images": cell.images, "seed": cell.seed, "split": cell.split},
         Place(local=True),
     )
     told = {"label": cell.label, "seed": cell.seed, "budget": cell.budget, "wanted": cell.wanted, **cost}

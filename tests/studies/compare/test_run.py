@@ -8,6 +8,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,7 @@ class Killed(BaseException):
 def stub(cell, folder) -> None:
     """What a cell leaves, its pictures and what the oracle says of them made up from its label and seed."""
     held = Folder(folder / work.EVALUATION)
-    rows = rows_of(TOPICS, cell.images, cell.seed)
+    rows = rows_of(TOPICS, cell.images, cell.seed, split=cell.split)
     digest = hashlib.sha256(f"{cell.label} {cell.seed}".encode()).digest()
     rng = np.random.default_rng(list(digest))
     png = io.BytesIO()
@@ -197,6 +200,53 @@ def test_a_process_for_each_cell(tmp_path) -> None:
         "base": "", "uce-head": "", "uce": "form: wrong", "r1": f"ended with -9; see {folders['r1'] / 'log.txt'}"
     }  # fmt: skip
     assert {label for label, folder in folders.items() if work.done(folder)} == {"base", "uce-head"}
+
+
+REAL = """
+seeds: [1]
+budget: 2000
+images: 1
+reference: uce
+methods:
+  - {name: uce, erase: uce}
+  - {name: esd, erase: esd-x, overrides: [updates=3, batch=2]}
+  - {name: r1, train: sandbox-smoke.yaml}
+"""
+
+
+@pytest.mark.slow
+def test_killed_twice_at_random_moments_the_command_ends_with_the_same_table(tmp_path) -> None:
+    (tmp_path / "asked.yaml").write_text(REAL)
+
+    def started(out: str) -> subprocess.Popen:
+        given = [
+            sys.executable,
+            "-m",
+            "sdr1",
+            "compare",
+            str(tmp_path / "asked.yaml"),
+            "--out",
+            str(tmp_path / out),
+        ]
+        return subprocess.Popen(given)
+
+    def rows(out: str) -> list[dict]:
+        assert started(out).wait() == 0
+        told = json.loads((tmp_path / out / "table.json").read_text())
+        measured = ("seconds", "peak_memory_bytes")
+        return [{name: value for name, value in row.items() if name not in measured} for row in told]
+
+    begun = time.monotonic()
+    whole = rows("whole")
+    seconds = time.monotonic() - begun
+    assert [row["method"] for row in whole] == ["base", "uce", "esd", "r1"]
+    for share in np.random.default_rng().uniform(0.1, 0.6, 2):
+        running = started("killed")
+        time.sleep(share * seconds)
+        assert running.poll() is None
+        running.kill()
+        running.wait()
+    assert rows("killed") == whole
 
 
 def test_the_codes_version_is_that_of_all_that_is_imported(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,62 @@
+"""What a comparison will take: its cells, their UNet evaluations, and hours at this machine's speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sdr1.base.process import prepare_process
+from sdr1.base.section import SANDBOX
+from sdr1.erasers.trajectories import cost_of_a_step
+from sdr1.evaluation.painter import Painter
+from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
+from sdr1.models.pipeline import load, named
+from sdr1.sandbox.prompts import TOPICS
+from sdr1.studies.compare import work
+from sdr1.studies.compare.cells import Cell
+
+_BATCH = 16
+"""Pictures of the drawing that is timed, as many as an evaluation draws at once."""
+
+
+def lines(cells: Sequence[Cell], folders: Mapping[str, Path]) -> list[str]:
+    """A line of each method, and of all cells together, the finished ones told apart."""
+    first = cells[0]
+    pictures = len(rows_of(TOPICS, first.images, first.seed, split=first.split))
+    drawing = pictures * evaluations_of_a_picture()
+    left = [cell for cell in cells if work.done(folders[cell.key]) is None]
+    told = [f"{'method':<20}{'cells':>6}{'to make':>9}  UNet evaluations a cell"]
+    for label in dict.fromkeys(cell.label for cell in cells):
+        mine = [cell for cell in cells if cell.label == label]
+        training, wanted = mine[0].planned, mine[0].wanted
+        cut = f", of {wanted:,} without a budget" if wanted > training else ""
+        number = sum(cell.label == label for cell in left)
+        told.append(f"{label:<20}{len(mine):>6}{number:>9}  {training:,} to train{cut}")
+    total = sum(cell.planned + drawing for cell in left)
+    told.append(f"{pictures:,} pictures a cell, {drawing:,} UNet evaluations to draw")
+    if left:
+        each = seconds_of_an_evaluation()
+        hours = total * each / work.PROCESSES / 3600
+        told.append(
+            f"{len(left)} cells to make: {total:,} UNet evaluations, about {hours:.1f} hours in {work.PROCESSES} processes at "
+            f"{1000 * each:.1f} ms each, as timed now; closed forms, starts and the page come on top"
+        )
+    return told
+
+
+def evaluations_of_a_picture() -> int:
+    """As the sandbox's pictures are drawn; a patch may add to it."""
+    return DEPLOYED.steps * cost_of_a_step(DEPLOYED.guidance_scale)
+
+
+def seconds_of_an_evaluation() -> float:
+    """Of one process here, timed on a batch of the base's pictures, decoded."""
+    prepare_process(1)
+    painter = Painter(load(named(SANDBOX)))
+    rows = rows_of(TOPICS[:1], _BATCH, 0, split="tune")
+    # The first drawing sets things up.
+    painter.draw(rows)
+    begun = time.monotonic()
+    painter.draw(rows)
+    return (time.monotonic() - begun) / (_BATCH * evaluations_of_a_picture())

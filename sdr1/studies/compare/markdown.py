@@ -1,0 +1,38 @@
+"""The comparison's section as Markdown, for a page of the documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdr1.report.sections import Section
+from sdr1.report.tables import Cell, Table
+
+_ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
+
+
+def text(section: Section, pictures: Sequence[str]) -> str:
+    """Its intro, every table with a measured row, pictures beside the file by their names, and its notes."""
+    parts = [f"# {section.title}", section.intro]
+    for table in section.tables:
+        if table.measured:
+            parts += [f"## {table.title}", _table(table)]
+    parts += [f"![{name}]({name})" for name in pictures]
+    parts += ["\n".join(f"- {note}" for note in section.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    headings = [f"{column.heading}{_ARROWS[column.better]}" for column in table.columns]
+    lines = [[table.corner, *headings], ["---", *("---:" for _ in headings)]]
+    for row in table.rows:
+        label = f"{row.label} (published)" if row.published else row.label
+        lines.append(
+            [label if row.published or not row.source else f"{label} ({row.source})", *map(_cell, row.cells)]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "–"
+    return f"{cell.text} ({', '.join(cell.notes)})" if cell.notes else cell.text
