@@ -39,6 +39,6 @@ def compare(
 
     folder = out or Path("outputs/tries" if tune else "outputs/compare")
     if dry_run:
-        print(*run.plan(file, folder, tune), sep="\n")
+        print(*run.plan(file, folder, tune=tune), sep="\n")
     else:
-        run.run(file, folder, tune)
+        run.run(file, folder, tune=tune)

@@ -25,9 +25,10 @@ Work = Callable[[Sequence[tuple[Cell, Path]], Make], Iterator[tuple[Cell, str]]]
 def run(
     file: Path | None,
     out: Path,
-    tune: bool = False,
     work_on: Work = work.in_processes,
     make: Make = work.make,
+    *,
+    tune: bool = False,
 ) -> None:
     """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures. `tune` makes the
     methods' tries instead, and their log.
@@ -66,7 +67,7 @@ def run(
         )
 
 
-def plan(file: Path | None, out: Path, tune: bool = False) -> list[str]:
+def plan(file: Path | None, out: Path, *, tune: bool = False) -> list[str]:
     """What `run` would take, in lines to say; nothing is written.
 
     Raises:

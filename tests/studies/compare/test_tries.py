@@ -84,7 +84,7 @@ def test_a_try_is_a_cell_of_its_own_on_the_tuning_split(tmp_path) -> None:
 def test_the_comparison_takes_what_the_tries_have_chosen(tmp_path, monkeypatch) -> None:
     file, out, shown = asked(tmp_path), tmp_path / "tries", []
     monkeypatch.setattr(compare.page, "write", lambda *given: shown.append(given) or [])
-    compare.run(file, out, True, here, stub)
+    compare.run(file, out, here, stub, tune=True)
     told = json.loads((out / "tries.json").read_text())
     rows = {row["method"]: row for row in json.loads((out / "table.json").read_text())}
     assert told["base"]["utility"] == pytest.approx(rows["base"]["utility"], abs=1e-4)
@@ -130,7 +130,7 @@ def test_a_try_that_fails_is_logged_and_not_chosen(tmp_path, monkeypatch) -> Non
                 yield cell, ""
 
     with pytest.raises(TrainingError, match="uce-1"):
-        compare.run(asked(tmp_path), tmp_path / "out", True, failing, stub)
+        compare.run(asked(tmp_path), tmp_path / "out", failing, stub, tune=True)
     first, *others = json.loads((tmp_path / "out" / "tries.json").read_text())["tries"]
     assert (first["figures"], first["chosen"]) == ({}, False)
     assert sum(each["chosen"] for each in others) == 2
@@ -191,6 +191,6 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, monkeypatch, c
         f"8 cells to make: {total:,} UNet evaluations, about {total * 0.01 / 7200:.1f} hours"
     )
     monkeypatch.setattr(compare.page, "write", lambda *_: [])
-    compare.run(file, out, False, here, stub)
+    compare.run(file, out, here, stub)
     assert cli.main(["compare", str(file), "--out", str(out), "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == lines[-2]
