@@ -63,9 +63,7 @@ def test_from_one_to_four_to_two_within_iterations_changes_no_bit(cluster, small
         def iteration(self, *_):
             pass
 
-    weights = loop.run(
-        config, PromptStream([prompts.read(config.prompts.path)], config), executor, [Changes()]
-    )
+    weights = loop.run(config, prompts.load(config), executor, [Changes()])
     groups = config.prompts.per_iteration
     assert set(seen[:5]) == {1}
     assert set(seen[21 : groups + 21]) == {4}, "it grew within an iteration"
