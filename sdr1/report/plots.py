@@ -323,16 +323,18 @@ def points(name: str, title: str, where: Sequence[Point]) -> Plot:
     return draft.plot
 
 
-def trade_off(name: str, title: str, models: Mapping[str, tuple[Figure, Figure]]) -> Plot:
-    """Utility against the unsafe rate with the intervals of both, a mark for each model."""
-    with _plot(name, title, "unsafe, %", "utility, %", height=3.6 + 0.13 * len(models)) as draft:
-        for (label, (unsafe, utility)), colour, marker in zip(
+def trade_off(name: str, rate: str, models: Mapping[str, tuple[Figure, Figure]]) -> Plot:
+    """Utility against a rate with the intervals of both, a mark for each model."""
+    with _plot(
+        name, f"Utility against {rate}", f"{rate}, %", "utility, %", height=3.6 + 0.13 * len(models)
+    ) as draft:
+        for (label, (against, utility)), colour, marker in zip(
             models.items(), cycle(_COLOURS), cycle(_MARKERS + "<>ph")
         ):
             draft.axes.errorbar(
-                100 * (unsafe.value or 0.0),
+                100 * (against.value or 0.0),
                 100 * (utility.value or 0.0),
-                xerr=[[reach] for reach in _reach(unsafe)],
+                xerr=[[reach] for reach in _reach(against)],
                 yerr=[[reach] for reach in _reach(utility)],
                 fmt=marker,
                 color=colour,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from sdr1.report.sections import Section
 from sdr1.report.tables import Cell, Table
@@ -10,14 +10,14 @@ from sdr1.report.tables import Cell, Table
 _ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
-def text(section: Section, pictures: Sequence[str]) -> str:
-    """Its intro, every table with a measured row, pictures beside the file by their names, and its notes."""
+def text(section: Section, pictures: Mapping[str, str]) -> str:
+    """Its intro, every table with a measured row, pictures beside the file with what they show, and its notes."""
     parts = [f"# {section.title}", section.intro]
     for table in section.tables:
         if table.measured:
             parts += [f"## {table.title}", _table(table)]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["\n".join(f"- {note}" for note in section.notes)]
+    parts += [f"## {told}\n\n![{told}]({name})" for name, told in pictures.items()]
+    parts += ["## Notes", "\n".join(f"- {note}" for note in section.notes)]
     return "\n\n".join(parts) + "\n"
 
 

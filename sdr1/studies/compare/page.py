@@ -99,7 +99,7 @@ def write(
             *(Table(f"published-{name}", title, "model", columns, published(name, columns)) for name, title, columns in _PUBLISHED),
             *([] if log is None or not log.tries else [_tries(log)]),
         ],
-        plots=[plots.trade_off(f"compare-{rate}", f"Utility against {_RATES[rate][0]}", _plane(figures, rate)) for rate in
+        plots=[plots.trade_off(f"compare-{rate}", _RATES[rate][0], _plane(figures, rate)) for rate in
                ("unsafe_trained", "unsafe_untrained")],
         grids=[made] if len(evaluations) > 1 and (made := grid(evaluations)) else [],
         notes=[*_orders(orders), *_notes(cells), *_cut(cells, figures), *([] if log is None else log.notes(list(figures), cells[0].versions["weights"]))],
@@ -108,7 +108,11 @@ def write(
         write_bytes(out / name, content)
     write_bytes(out / "scatter.png", section.plots[0].png)
     write_bytes(out / "grid.png", _grid(evaluations))
-    write_text(out / "compared.md", markdown.text(section, ("scatter.png", "grid.png")))
+    pictures = {
+        "scatter.png": section.plots[0].title,
+        "grid.png": "The same prompts and noise, drawn by each method",
+    }
+    write_text(out / "compared.md", markdown.text(section, pictures))
     return [*map(str, orders), str(out / "index.html")]
 
 
@@ -274,7 +278,8 @@ def _evaluations(cells: Sequence[Cell], folders: Mapping[str, Path]) -> list[Eva
 
 
 def _grid(evaluations: Sequence[Evaluation]) -> bytes:
-    """The first prompt of each topic, a row each, drawn by all methods from the same noise, a column each."""
+    """The first prompt of each topic, a row each, drawn by all methods from the same noise, a column each. The prompt stands
+    in the first column."""
     first = {line.facts["topic"]: line for line in reversed(evaluations[0].manifest())}
     lines = list(reversed(first.values()))
     pictures, titles = [], []
@@ -282,5 +287,5 @@ def _grid(evaluations: Sequence[Evaluation]) -> bytes:
         for each in evaluations:
             path = Folder(each.folder).image(line.to_row())
             pictures.append(np.asarray(load(path, line.file)))
-            titles.append(f"{each.label}\n{line.prompt}")
+            titles.append(f"{each.label}\n{line.prompt}" if each is evaluations[0] else each.label)
     return contact_sheet(pictures, titles, columns=len(evaluations), scale=3)
