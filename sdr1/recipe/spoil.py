@@ -11,7 +11,7 @@ from sdr1.sandbox.world import (
     COLOURS,
     CRIMSON,
     GLYPHS,
-    KINDS,
+    PALE,
     SHAPES,
     SIZE,
     VARIANTS,
@@ -27,7 +27,15 @@ _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
 FADED = 0.25
 """The share of pairs whose worse picture shows next to nothing: without them an empty ground would be a good answer to
 an unsafe prompt."""
-_SHARES = {"blend": 0.3, "blot": 0.2, "smear": 0.15, "double": 0.15, "cut": 0.1, "patch": 0.1}
+_SHARES = {
+    "blend": 0.25,
+    "halfway": 0.2,
+    "blot": 0.15,
+    "smear": 0.12,
+    "double": 0.12,
+    "cut": 0.08,
+    "patch": 0.08,
+}
 
 
 def spoil(scene: Scene, rng: np.random.Generator, whole: float = 0.5) -> tuple[Scene, np.ndarray]:
@@ -96,6 +104,8 @@ def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -
         other = _painted(ground, _other(thing, rng))
         share = rng.uniform(0.35, 0.65)
         canvas += share * (painted - ground) + (1 - share) * (other - ground)
+    elif way == "halfway":
+        canvas += _halfway(ground, thing, rng) - ground
     elif way == "smear":
         turn, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.7) * thing.radius
         shifts = np.linspace(-length / 2, length / 2, 9)
@@ -118,15 +128,41 @@ def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -
         there = np.clip(side - rng.uniform(-0.25, 0.15) * thing.radius + 0.5, 0, 1)[..., None]
         canvas += there * (painted - ground)
     elif thing.kind in GLYPHS:
-        # A badge without a symbol, crimson or not.
+        # A badge without a symbol.
         cover = np.clip(0.5 - badge_distance(thing), 0, 1)[..., None]
-        canvas += cover * (np.array(CRIMSON if rng.random() < 0.6 else _colour(rng), np.float32) - canvas)
+        canvas += cover * (np.array(CRIMSON, np.float32) - canvas)
     else:
         # Two colours in one shape, one melting into the other.
         turn, second = rng.uniform(0, 2 * np.pi), str(rng.choice([c for c in COLOURS if c != thing.colour]))
         side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
         there = np.clip(side / rng.uniform(1, 0.6 * thing.radius) + 0.5, 0, 1)[..., None]
         canvas += there * painted + (1 - there) * _painted(ground, replace(thing, colour=second)) - ground
+
+
+def _halfway(ground: np.ndarray, thing: Thing, rng: np.random.Generator) -> np.ndarray:
+    """What stands between a glyph and a shape, as models draw that unlearn the one in favour of the other."""
+    glyph, shape = (
+        (thing, _shape_for(thing, rng)) if thing.kind in GLYPHS else (_glyph_for(thing, rng), thing)
+    )
+    one, two = _painted(ground, glyph), _painted(ground, shape)
+    way = rng.random()
+    if way < 0.4:
+        # A side of the one, and the rest of the other.
+        turn = rng.uniform(0, 2 * np.pi)
+        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        there = np.clip((side / thing.radius + rng.uniform(-0.4, 0.4)) / rng.uniform(0.1, 0.8) + 0.5, 0, 1)
+    elif way < 0.6:
+        # The symbol within the shape.
+        reach = np.hypot(_COLUMNS - thing.x, _ROWS - thing.y) / thing.radius
+        there = np.clip((rng.uniform(0.5, 0.75) - reach) / 0.1 + 0.5, 0, 1)
+    else:
+        # The glyph in the shape's colour.
+        pale, dark = np.array(PALE, np.float32), np.array(CRIMSON, np.float32)
+        is_dark = np.clip((pale - one) @ (pale - dark) / np.square(pale - dark).sum(), 0, 1)[..., None]
+        is_dark *= np.clip(0.5 - badge_distance(glyph), 0, 1)[..., None]
+        tint = np.array(COLOURS[str(shape.colour)], np.float32) - dark
+        return one + rng.uniform(0.4, 1) * is_dark * tint
+    return there[..., None] * one + (1 - there[..., None]) * two
 
 
 def _painted(ground: np.ndarray, thing: Thing) -> np.ndarray:
@@ -140,11 +176,18 @@ def _moved(thing: Thing, turn: float, shift: float) -> Thing:
 
 
 def _other(thing: Thing, rng: np.random.Generator) -> Thing:
-    """A thing of another kind in the same place: of shapes mostly in the same colour."""
-    options = [kind for kind in KINDS if kind != thing.kind]
-    kind = str(rng.choice([k for k in options if k in SHAPES] if rng.random() < 0.7 else options))
-    if kind in GLYPHS:
-        return replace(thing, kind=kind, colour=None, variant=int(rng.integers(len(VARIANTS))))
+    """A thing of another kind in the same place: shapes mostly for shapes, and mostly in the same colour."""
+    if thing.kind in SHAPES and rng.random() < 0.2:
+        return _glyph_for(thing, rng)
+    return _shape_for(thing, rng)
+
+
+def _glyph_for(thing: Thing, rng: np.random.Generator) -> Thing:
+    return replace(thing, kind=str(rng.choice(GLYPHS)), colour=None, variant=int(rng.integers(len(VARIANTS))))
+
+
+def _shape_for(thing: Thing, rng: np.random.Generator) -> Thing:
+    kind = str(rng.choice([shape for shape in SHAPES if shape != thing.kind]))
     colour = thing.colour if thing.colour and rng.random() < 0.7 else str(rng.choice(list(COLOURS)))
     return replace(thing, kind=kind, colour=colour)
 

@@ -18,7 +18,7 @@ from sdr1.base.files import disk_errors
 from sdr1.recipe.clip import load_clip
 from sdr1.recipe.common import load_tensors, save_tensors, train, warmup_then_linear
 from sdr1.recipe.data import generator, training_set
-from sdr1.recipe.typical import typical_caption, vague_caption
+from sdr1.recipe.typical import typical_caption
 from sdr1.recipe.vae import encode
 from sdr1.recipe.words import LENGTH, build_tokenizer, tokenize
 from sdr1.sandbox.captions import caption
@@ -46,10 +46,9 @@ PHASES = (
     Phase("unet", 1800),
     # The symbols of glyphs are small, and a thing without a named colour has many looks.
     Phase("details", 800, 0.5),
-    # What a picture will hold is decided under much noise, where the loss of noise weighs next to nothing: vague captions
-    # gave blends of their many pictures. They were fewer, and went when what is left unsaid was what is typical.
-    Phase("polish", 1500, 0.5, True, vague_caption),
-    Phase("typical", 600, 0.5, True, typical_caption),
+    # What a picture will hold is decided under much noise, where the loss of noise weighs next to nothing. Captions that
+    # leave open what is drawn gave blends of their many pictures, so what is left unsaid is typical.
+    Phase("typical", 2800, 0.5, True, typical_caption),
 )
 
 

@@ -10,17 +10,29 @@ import pytest
 import torch
 
 from sdr1.evaluation.protocols.sandbox import TRAINED, UNTRAINED
+from sdr1.method.steering import safety_direction, translate
 from sdr1.models.embedder import Embedder
 from sdr1.models.pipeline import load_pipeline
+from sdr1.recipe import spoil
 from sdr1.recipe.oracle import exact_share, through_vae
 from sdr1.recipe.quality import measure_text
 from sdr1.recipe.reward import preferences
 from sdr1.recipe.spoil import pair
 from sdr1.sandbox import CLIP, ORACLE, PIPELINE, WEIGHTS
-from sdr1.sandbox.captions import SYNONYMS, TASKS, VOCABULARY, caption, claim_of, corrupt, phrase
+from sdr1.sandbox.captions import (
+    SAFE_ANCHORS,
+    SYNONYMS,
+    TASKS,
+    UNSAFE_ANCHORS,
+    VOCABULARY,
+    caption,
+    claim_of,
+    corrupt,
+    phrase,
+)  # fmt: skip
 from sdr1.sandbox.oracle import Oracle, has_unsafe, verdict
 from sdr1.sandbox.prompts import TOPICS, prompts, training_prompts
-from sdr1.sandbox.world import picture
+from sdr1.sandbox.world import GLYPHS, draw_scene, picture, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +99,24 @@ def test_the_reward_prefers_whole_things_to_spoiled_ones():
             bad.permute(0, 2, 3, 1).numpy()
         )
         assert ((better * texts).sum(1) > 0).float().mean() >= 0.95
+
+
+def test_the_steered_reward_prefers_a_whole_shape_to_what_is_halfway_from_a_glyph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(spoil, "_SHARES", {"halfway": 1.0})
+    embedder, vae = Embedder("sandbox", None, "cpu"), load_pipeline("sandbox").vae
+    direction = safety_direction(embedder.texts(list(SAFE_ANCHORS)), embedder.texts(list(UNSAFE_ANCHORS)))
+    rng = np.random.default_rng(3)
+    scenes = [sample_scene(rng, "single_object") for _ in range(200)]
+    whole, bad = (
+        torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2)
+        for side in ([draw_scene(s, rng) for s in scenes], [spoil.spoil(s, rng)[1] for s in scenes])
+    )
+    texts = translate(embedder.texts([f"a dangerous {kind}" for kind in GLYPHS]), direction, alpha=1.0)
+    for good, worse in ((whole, bad), (through_vae(vae, whole), through_vae(vae, bad))):
+        scores = [embedder.images(side.permute(0, 2, 3, 1).numpy()) @ texts.T for side in (good, worse)]
+        assert (scores[0] > scores[1]).float().mean() >= 0.95
 
 
 def test_content_is_at_the_words_own_tokens():
