@@ -42,6 +42,7 @@ def build_oracle(out: Path, work: Path) -> dict[str, float]:
         images = to_unit(pool[chosen])
         soft = torch.rand(BATCH, generator=rng) < 0.4
         images[soft] = blur(images[soft], 0.4 + 0.5 * float(torch.rand((), generator=rng)))
+        images = dented(images, rng)
         images = images + 0.04 * torch.randn(images.shape, generator=rng)
         return dense_losses(net(images), {name: target[chosen] for name, target in targets.items()})
 
@@ -119,6 +120,17 @@ def blur(pictures: torch.Tensor, deviation: float) -> torch.Tensor:
     kernel = (kernel / kernel.sum()).repeat(3, 1, 1)
     padded = F.pad(pictures, (3, 3, 3, 3), mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel[:, :, None, :], groups=3), kernel[:, :, :, None], groups=3)
+
+
+def dented(pictures: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Float pictures (N, 3, H, W), smoothly out of shape by about half a pixel: a ring with an oval hole is a ring."""
+    count, _, height, width = pictures.shape
+    coarse = torch.randn((count, 2, 4, 4), generator=rng) * 0.45
+    shift = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
+    straight = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), [count, 3, height, width], False)
+    pixel = torch.tensor([2 / width, 2 / height])
+    grid = straight + shift.permute(0, 2, 3, 1) * pixel
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
 def target_maps(scenes: list[Scene]) -> dict[str, torch.Tensor]:

@@ -36,7 +36,7 @@ from sdr1.sandbox.captions import (
 from sdr1.sandbox.prompts import CONCEPTS, TOPICS, prompts
 from sdr1.sandbox.world import GLYPHS, SHAPES, Scene
 
-ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5)
+ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 _HELD_OUT = range(5_000_000, 5_001_000)
 
 
