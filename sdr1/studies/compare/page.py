@@ -81,13 +81,14 @@ def write(
         label: {rate: each.figure() for rate, each in mine.items()} for label, mine in estimates.items()
     }
     tests = table.tests(estimates, reference)
-    orders = table.correlations(estimates)
+    # Orders were published of methods, not of their tries.
+    orders = [] if log is None else table.correlations(estimates)
     write_text(out / "summary.json", _summary(reference, figures, tests, orders))
     rates = _rates(figures, json.loads((out / "table.json").read_text(encoding="utf-8")))
     evaluations = _evaluations(cells, folders)
     section = Section(
         "compare",
-        "Methods side by side",
+        "Tries of each method" if log is None else "Methods side by side",
         "Every method trained on the same base under one budget of UNet evaluations, judged on prompts that none has seen. "
         "An arrow says what is better.",
         tables=[
