@@ -19,7 +19,7 @@ from sdr1.config.training import Config
 from sdr1.training.checkpoint import FACTS, TENSORS, TRACKER, complete
 from sdr1.training.loop import Executor
 from sdr1.training.observers import journal
-from sdr1.training.run_folder import MARKER, SAMPLES, outputs
+from sdr1.training.run_folder import MARKER, SAMPLES, is_output, outputs
 from sdr1.training.storage import OWNER, Storage, explained
 
 _POLL = 1.0
@@ -105,7 +105,8 @@ class Mirror:
             if here.get(name) and here[name] == self._store.read(f"checkpoints/{name}/{FACTS}")
         }
         for name in self._store.names():
-            if name.startswith((f"{SAMPLES}/", TRACKER)) and not (self._run / name).exists():
+            is_ours = is_output(name) and (name == TRACKER or name.startswith(f"{SAMPLES}/"))
+            if is_ours and not (self._run / name).exists():
                 self._store.remove(name)
         # The settings last: who finds them finds a record that goes with them.
         for name in (journal.NAME, MARKER):

@@ -17,10 +17,20 @@ from sdr1.base.files import hold, partial, refuse_foreign, remove_partial, sync,
 from sdr1.base.plain_data import peek, read_bytes
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
-from sdr1.training.checkpoint import TENSORS, TRACKER, Checkpoint, complete, folder_of, load, newest
+from sdr1.training.checkpoint import (
+    POINTER,
+    TENSORS,
+    TRACKER,
+    Checkpoint,
+    complete,
+    folder_of,
+    load,
+    newest,
+    reached,
+)
 from sdr1.training.differences import differences
 from sdr1.training.observers import journal
-from sdr1.training.storage import OWNER, Storage, explained
+from sdr1.training.storage import OWNER, Storage, explained, local_place
 
 MARKER = "sdr1-run.json"
 """The file by which sdr1 knows a run's folder; it holds the config that the run was last started with."""
@@ -43,6 +53,10 @@ def check(config: Config) -> None:
     run, address = config.run.directory, config.run.storage
     if not _of_an_earlier_version(run):
         refuse_foreign(run, MARKER, "training run", "run.directory")
+    if address and (place := local_place(address)) and _overlap(place, run.resolve()):
+        raise UserError(
+            f"run.storage: {address}: is where run.directory {run} lies; a copy needs another place"
+        )
     stored = is_stored(address) if address else False
     if config.run.resume == "auto" and (complete(run) or stored):
         return
@@ -146,7 +160,12 @@ def outputs(run: Path) -> list[str]:
     """What a run leaves beside its checkpoints, by its name in the folder, in the order in which it is made."""
     found = [path for pattern in ("*", f"{SAMPLES}/*", "model/**/*") for path in sorted(run.glob(pattern))]
     names = [path.relative_to(run).as_posix() for path in found if path.is_file()]
-    return sorted(filter(_OUTPUT.fullmatch, names), key=lambda name: name == SUMMARY)
+    return sorted(filter(is_output, names), key=lambda name: name == SUMMARY)
+
+
+def is_output(name: str) -> bool:
+    """Whether sdr1 writes a file of that name into a run's folder, beside its checkpoints and what marks the folder."""
+    return _OUTPUT.fullmatch(name) is not None
 
 
 def is_stored(address: str) -> bool:
@@ -163,7 +182,12 @@ def is_stored(address: str) -> bool:
                 f"run.storage: {address}: is not empty and holds no training run of sdr1 ({OWNER} is missing); choose "
                 "another address"
             )
-        return bool(store.complete())
+        stored = bool(store.complete())
+    if not stored and any(name == SUMMARY or name.startswith("model/") for name in names):
+        raise UserError(
+            f"run.storage: {address}: holds a run whose checkpoints are gone; choose another address, or empty it"
+        )
+    return stored
 
 
 def _bring(address: str, run: Path) -> None:
@@ -192,17 +216,33 @@ def _bring(address: str, run: Path) -> None:
         try:
             store.get_checkpoints(draft)
             # Without checkpoints, which come last, the folder holds no run, and the next start copies again.
-            shutil.rmtree(folder_of(run), ignore_errors=True)
-            names = set(filter(_OUTPUT.fullmatch, store.names()))
+            _remove_checkpoints(run)
+            names = set(filter(is_output, store.names()))
             for name in outputs(run):
                 if name not in names and not name.startswith("model/"):
                     (run / name).unlink()
             for name in sorted({*names, MARKER}):
                 store.get(name, run / name)
-            draft.rename(folder_of(run))
-            sync(run)
+            # The pointer last, as it is when they are made.
+            folder_of(run).mkdir(exist_ok=True)
+            for name in (*sorted(path.name for path in draft.iterdir() if path.is_dir()), POINTER):
+                (draft / name).rename(folder_of(run) / name)
+            sync(folder_of(run))
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_checkpoints(run: Path) -> None:
+    """And the pointer to them; what a person put beside them stays."""
+    folder = folder_of(run)
+    (folder / POINTER).unlink(missing_ok=True)
+    for name in reached((path.name for path in folder.glob("*") if path.is_dir()), b""):
+        shutil.rmtree(folder / name)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether one of two folders lies in the other, or is it."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _check_fit(config: Config, found: Checkpoint) -> None:

@@ -100,6 +100,12 @@ class Storage:
                     self.remove(name)
 
 
+def local_place(address: str) -> Path | None:
+    """The folder on this machine's disk that an address is; None of a store elsewhere."""
+    scheme, _, place = address.partition("://")
+    return Path(place).resolve() if scheme in ("file", "local") else None
+
+
 def _in_checkpoint(name: str, file: str) -> bool:
     parts = name.split("/")
     return len(parts) == 3 and parts[::2] == [_CHECKPOINTS, file] and bool(reached([parts[1]], b""))

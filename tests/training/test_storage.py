@@ -311,6 +311,46 @@ def test_what_is_not_ours_is_refused_and_untouched(small, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_copy_is_not_made_where_the_run_lies(small, tmp_path):
+    for place in (tmp_path / "a", tmp_path / "a" / "copy", tmp_path):
+        with pytest.raises(UserError, match=r"run.storage: file://.*: is where run.directory .* lies"):
+            train(on(small(1), tmp_path / "a", f"file://{place}"), local=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_written_over(small, tmp_path):
+    """A model that took hours is not exchanged for another run's."""
+    theirs = small(1)
+    train(theirs, local=True)
+    shutil.rmtree(theirs.run.directory / "checkpoints")
+    before = {path: path.read_bytes() for path in theirs.run.directory.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a run whose checkpoints are gone; choose another address"):
+        train(on(small(1), tmp_path / "a", f"file://{theirs.run.directory}"), local=True)
+    assert {path: path.read_bytes() for path in theirs.run.directory.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_person_put_beside_a_run_stays(small, tmp_path):
+    """Beside the copy's pictures, and beside the folder's checkpoints when the copy takes their place."""
+    config = on(small(9), tmp_path / "a")
+    copy, _ = opened(config)
+    make(config, 1)
+    copy._send(everything=False)
+    store = Storage(ADDRESS)
+    for name in ("samples/mine.png", "run.json.old"):
+        store.write(name, b"mine")
+    other = on(small(9), tmp_path / "b")
+    theirs, _ = opened(other)
+    kept = [tmp_path / "a" / "checkpoints" / name for name in ("000001-best/weights", "notes.txt")]
+    for path in kept:
+        write_text(path, "mine")
+    make(other, 2, kind=1)
+    theirs._send(everything=False)
+    _, start = opened(config)
+    assert start == 2
+    assert [path.read_text() for path in kept] == ["mine", "mine"]
+    assert {contents()[name] for name in ("samples/mine.png", "run.json.old")} == {b"mine"}
+
+
 def test_a_run_that_is_there_goes_on_only_when_asked(small, tmp_path):
     config = on(small(1), tmp_path / "a")
     opened(config)
