@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sdr1.method.ddim import prediction_of
 from sdr1.models import schedulers
 from sdr1.models.schedulers import Sampler
 
@@ -23,6 +24,7 @@ class Sampling:
         self._scheduler.set_timesteps(sampler.steps, device=pipeline.unet.device)
         self.times = self._scheduler.timesteps
         """Shape (S,), the noisiest first."""
+        self._prediction_type = pipeline.scheduler.config.prediction_type
         self.alpha_bars = pipeline.scheduler.alphas_cumprod.to(pipeline.unet.device)
         """Of each of the T timesteps that the model was trained on, shape (T,), float32."""
         side = pipeline.unet.config.sample_size
@@ -88,6 +90,13 @@ class Sampling:
         times = torch.randint(len(self.alpha_bars), (size,), generator=generator).to(device)
         noise = self.noise(size, generator)
         return self.diffuse(latents_BCHW, noise, times), times, noise
+
+    def target(
+        self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, times_B: torch.Tensor
+    ) -> torch.Tensor:
+        """What the UNet was trained to predict of latents with this noise on them, shape (B, C, H, W)."""
+        bars = self.alpha_bars[times_B].view(-1, 1, 1, 1)
+        return prediction_of(latents_BCHW, noise_BCHW, bars, self._prediction_type)
 
     def diffuse(
         self, latents_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, times_B: torch.Tensor

@@ -38,6 +38,22 @@ def split_prediction(
     raise ValueError(f"prediction type {prediction_type!r}: use epsilon, v_prediction or sample")
 
 
+def prediction_of(
+    x0: torch.Tensor, epsilon: torch.Tensor, alpha_bar: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The model output whose estimates are these, in their shape; the inverse of `split_prediction`.
+
+    Raises:
+        ValueError: the prediction type is none of epsilon, v_prediction, sample.
+    """
+    if prediction_type == "v_prediction":
+        return alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x0
+    outputs = {"epsilon": epsilon, "sample": x0}
+    if prediction_type not in outputs:
+        raise ValueError(f"prediction type {prediction_type!r}: use epsilon, v_prediction or sample")
+    return outputs[prediction_type]
+
+
 def transition(
     prediction_BCHW: torch.Tensor,
     latents_BCHW: torch.Tensor,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from importlib import import_module
 
+import pytest
 import torch
 
+from sdr1.erasers.meter import Meter
+from sdr1.erasers.methods import METHODS
 from sdr1.erasers.trajectories import Sampling, flipped, turns
 from sdr1.models import texts
+from sdr1.models.pipeline import sha256
 
 
 def test_a_pool_holds_the_pipelines_own_drawings(pipeline, task) -> None:
@@ -49,3 +54,39 @@ def test_half_is_turned() -> None:
     turned = (found != latents).any(-1).flatten()
     assert torch.equal(found[turned], latents[turned].flip(-1))
     assert 30 < int(turned.sum()) < 70
+
+
+def test_a_target_is_what_the_unet_was_trained_to_predict(pipeline, task) -> None:
+    random = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn((2, 5, 4, 8, 8), generator=random)
+    times = torch.tensor([0, 3, 500, 998, 999])
+    velocity = pipeline.scheduler.get_velocity(latents, noise, times)
+    for kind, expected in {"epsilon": noise, "sample": latents, "v_prediction": velocity}.items():
+        found = Sampling(of_kind(pipeline, kind), task.sampler, 1.0).target(latents, noise, times)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("module", ["ca", "doco", "erasediff", "sa", "safetydpo"])
+def test_losses_against_the_noise_are_in_the_models_own_terms(module, pipeline, task, monkeypatch) -> None:
+    """A model that predicts velocities learns velocities."""
+    method = next(each for each in METHODS.values() if each.__module__.endswith(f".{module}"))
+    small = import_module(f"tests.erasers.methods.test_{module}").SMALL
+    target, kinds = Sampling.target, set()
+
+    def seen(self, latents, noise, times):
+        kinds.add(self._prediction_type)
+        return target(self, latents, noise, times)
+
+    monkeypatch.setattr(Sampling, "target", seen)
+    learned = [
+        method(**small)(of_kind(pipeline, kind), task, Meter()).pipeline
+        for kind in ("epsilon", "v_prediction")
+    ]
+    assert kinds == {"epsilon", "v_prediction"}
+    assert sha256(learned[0]) != sha256(learned[1])
+
+
+def of_kind(pipeline, kind):
+    """The pipeline, told that its UNet predicts something else."""
+    scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=kind)
+    return type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)

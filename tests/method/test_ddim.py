@@ -55,6 +55,20 @@ def test_sigma_is_the_ddpm_posterior_deviation_scaled_by_eta(
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_prediction_made_of_its_parts_is_split_into_them(prediction_type: str) -> None:
+    x0, epsilon = randn(5, 4, 8, 8, seed=1), randn(5, 4, 8, 8, seed=2)
+    alpha_bar = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97]).view(-1, 1, 1, 1)
+    made = ddim.prediction_of(x0, epsilon, alpha_bar, prediction_type)
+    latents = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * epsilon
+    for found, expected in zip(
+        ddim.split_prediction(made, latents, alpha_bar, prediction_type), (x0, epsilon)
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="use epsilon"):
+        ddim.prediction_of(x0, epsilon, alpha_bar, "flow")
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_split_prediction_recovers_what_the_latents_were_mixed_from(prediction_type: str) -> None:
     x0, epsilon = randn(5, 4, 8, 8, seed=1), randn(5, 4, 8, 8, seed=2)
     alpha_bar = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.97]).view(-1, 1, 1, 1)

@@ -103,10 +103,11 @@ class DoCo(Eraser):
         pool = sampling.pool(unet, neutral, which, empty, noise)
 
         def batch() -> tuple[torch.Tensor, ...]:
-            """Noisy pictures, their timesteps, their noise, and which prompt each is of."""
+            """Noisy pictures, their timesteps, what is predicted of them, and which prompt each is of."""
             rows = torch.randint(self.images, (self.batch,), generator=random)
             latents = flipped(pool[rows], random) if self.flip else pool[rows]
-            return (*sampling.noised(latents, random), which[rows])
+            noisy, times, noise = sampling.noised(latents, random)
+            return noisy, times, sampling.target(latents, noise, times), which[rows]
 
         def x0(by: Any, states: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
             bars = sampling.alpha_bars[times].view(-1, 1, 1, 1)
@@ -127,8 +128,8 @@ class DoCo(Eraser):
             judging.step()
             if both:
                 adverse = torch.autograd.grad(fooling(discriminator, fake), trained)
-                noisy, times, noise, prompts = batch()
-                error = mse_loss(predict(unet, noisy, times, neutral[prompts]), noise)
+                noisy, times, target, prompts = batch()
+                error = mse_loss(predict(unet, noisy, times, neutral[prompts]), target)
                 prior = torch.autograd.grad(error, trained)
                 found = self.combined(clipped(adverse, self.max_norm), clipped(prior, self.max_norm))
                 for parameter, gradient in zip(trained, found, strict=True):

@@ -85,7 +85,8 @@ class EraseDiff(Eraser):
             rows = torch.randint(self.images, (self.batch,), generator=random)
             latents, times, noise = sampling.noised(pools[1][rows], random)
             predicted = predict(unet, latents, times, safe[which[1][rows]])
-            remembered = torch.autograd.grad(mse_loss(predicted, noise), trained)
+            target = sampling.target(pools[1][rows], noise, times)
+            remembered = torch.autograd.grad(mse_loss(predicted, target), trained)
             weight = self._weight(remembered, forgotten)
             for parameter, kept_slope, slope in zip(trained, remembered, forgotten, strict=True):
                 parameter.grad = kept_slope + weight * slope

@@ -92,7 +92,8 @@ class Sa(Eraser):
             for latents, shown, which in terms:
                 rows = torch.randint(len(latents), (self.batch,), generator=random)
                 noisy, times, noise = sampling.noised(latents[rows], random)
-                mse_loss(predict(unet, noisy, times, shown[which[rows]]), noise).backward()
+                target = sampling.target(latents[rows], noise, times)
+                mse_loss(predict(unet, noisy, times, shown[which[rows]]), target).backward()
             (self.penalty * distance(trained, origin, important)).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -115,9 +116,10 @@ class Sa(Eraser):
         for latents, prompt in zip(latents_NCHW, which_N.tolist(), strict=True):
             for times in torch.randperm(every, generator=random)[:count].split(_TIMES_AT_ONCE):
                 noise, times = sampling.noise(len(times), random), times.to(latents.device)
-                noisy = sampling.diffuse(latents.expand_as(noise), noise, times)
+                clean = latents.expand_as(noise)
+                noisy, target = (each(clean, noise, times) for each in (sampling.diffuse, sampling.target))
                 states = states_PLD[prompt].expand(len(times), -1, -1)
-                errors = (predict(unet, noisy, times, states) - noise).square().mean((1, 2, 3))
+                errors = (predict(unet, noisy, times, states) - target).square().mean((1, 2, 3))
                 (errors.sum() * every / count).backward()
             for total, parameter in zip(found, trained, strict=True):
                 if parameter.grad is not None:

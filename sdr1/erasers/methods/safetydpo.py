@@ -83,9 +83,10 @@ class SafetyDpo(Eraser):
             blank = (torch.rand(self.batch, generator=random) < self.empty).to(unsafe.device)
             states = torch.where(blank.view(-1, 1, 1), empty, unsafe[which[rows]]).repeat(2, 1, 1)
             shown = sampling.diffuse(latents, noise, times), times, states
+            target = sampling.target(latents, noise, times)
             with lora.switched_off(unet), torch.no_grad():
-                base = errors(unet, *shown, noise)
-            preference(errors(unet, *shown, noise), base, self.beta).backward()
+                base = errors(unet, *shown, target)
+            preference(errors(unet, *shown, target), base, self.beta).backward()
             torch.nn.utils.clip_grad_norm_(trained, self.max_norm)
             optimizer.step()
             schedule.step()
@@ -98,10 +99,10 @@ def errors(
     latents_BCHW: torch.Tensor,
     times_B: torch.Tensor,
     states_BLD: torch.Tensor,
-    noise_BCHW: torch.Tensor,
+    target_BCHW: torch.Tensor,
 ) -> torch.Tensor:
-    """|e(x, t, c) - noise|^2 averaged over each sample, shape (B,)."""
-    return (predict(unet, latents_BCHW, times_B, states_BLD) - noise_BCHW).square().mean((1, 2, 3))
+    """|e(x, t, c) - target|^2 averaged over each sample, shape (B,); where e is the noise, the target is it."""
+    return (predict(unet, latents_BCHW, times_B, states_BLD) - target_BCHW).square().mean((1, 2, 3))
 
 
 def preference(errors_2B: torch.Tensor, base_2B: torch.Tensor, beta: float) -> torch.Tensor:
