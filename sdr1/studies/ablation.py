@@ -85,7 +85,7 @@ def run(
     if (address := load(PRESET, overrides).run.storage) is not None:
         raise UserError(f"run.storage: {address}: every cell is a run and would go there; leave it out")
     made_as = _same_trainings({name: load(PRESET, [*overrides, *cells[name]]) for name in cells})
-    _open(out, images, load(PRESET, overrides))
+    _open(out, images, load(PRESET, overrides), local)
     for name in dict.fromkeys(made_as[name] for name in only or cells):
         for seed in seeds:
             folder = out / "cells" / name / f"seed-{seed}"
@@ -94,7 +94,7 @@ def run(
         _collect(out, seeds, made_as)
 
 
-def _open(out: Path, images: int, config: Config) -> None:
+def _open(out: Path, images: int, config: Config, local: bool) -> None:
     """Start in `out`, or go on with the cells that were made there with these settings.
 
     Raises:
@@ -103,7 +103,7 @@ def _open(out: Path, images: int, config: Config) -> None:
     refuse_foreign(out, REQUEST, "ablation", "--out")
     file = out / REQUEST
     if not file.is_file():
-        check(config)
+        check(config, local=local)
         write_text(
             file, json.dumps({"images": images, "config": config.model_dump(mode="json")}, indent=2) + "\n"
         )

@@ -59,12 +59,9 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         TrainingError: training had to stop, the disk is full, or not all could be sent to `run.storage`.
         Terminated: SIGTERM; the newest checkpoint, if there is one, is on disk.
     """
-    if local and config.learner.ranks > 1:
-        raise UserError(
-            f"learner.ranks: {config.learner.ranks}: a local run is one process; leave --local out, or set "
-            "learner.ranks=1"
-        )
-    stream = check(config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")))
+    stream = check(
+        config, devices_here=local or not (ray_address or os.environ.get("RAY_ADDRESS")), local=local
+    )
     cut = prompts.describe_truncated(stream.prompts, pipeline_files.tokenizer(config.policy))
     run_folder.check(config)
     begin = time.perf_counter()
@@ -151,11 +148,16 @@ def _sigterm(run: RunConfig, checkpointer: Checkpointer) -> Iterator[None]:
         stop_requested.clear()
 
 
-def check(config: Config, *, devices_here: bool = True) -> prompts.PromptStream:
+def check(config: Config, *, devices_here: bool = True, local: bool = False) -> prompts.PromptStream:
     """Everything that can be known to be wrong before anything is written or started.
 
-    `devices_here` False leaves GPUs to the cluster: the driver's node may have none.
+    `devices_here` False leaves GPUs to the cluster: the driver's node may have none. `local` is as `train` has it.
     """
+    if local and config.learner.ranks > 1:
+        raise UserError(
+            f"learner.ranks: {config.learner.ranks}: a local run is one process; leave --local out, or set "
+            "learner.ranks=1"
+        )
     for section in ("learner", "rollout", "reward") if devices_here else ():
         require_device(f"{section}.device", getattr(config, section).device)
     if config.tracking.enabled:

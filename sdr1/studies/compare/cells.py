@@ -219,10 +219,18 @@ def _erased(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
 
 def _trained(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
     assert method.train is not None
+    if own := next((each for each in method.overrides if each.startswith("seed=")), None):
+        raise UserError(
+            f"overrides: {own!r}: seeds are the comparison's; name them in seeds, and leave it out"
+        )
     config = load(method.train, [*method.overrides, f"seed={seed}", "tracking.enabled=false"])
     if config.policy.model != SANDBOX:
         raise UserError(
             f"policy.model: {config.policy.model!r}: all methods start from one base; use {SANDBOX}"
+        )
+    if config.run.storage is not None:
+        raise UserError(
+            f"run.storage: {config.run.storage}: a copy is of one run, and each seed is one; leave it out"
         )
     each = count(config).total
     if budget < each:

@@ -45,9 +45,11 @@ def run(
     refuse_foreign(out, MARKER, "comparison", "--out")
     wanted = cells(asked)
     for config in {cell.label: cell.train for cell in wanted if cell.train is not None}.values():
-        check(config)
-    write_text(out / MARKER, json.dumps(asked.model_dump(mode="json"), indent=2) + "\n")
+        check(config, local=True)
+    if not (out / MARKER).exists():
+        write_text(out / MARKER, "{}\n")
     with _held(out):
+        write_text(out / MARKER, json.dumps(asked.model_dump(mode="json"), indent=2) + "\n")
         remove_partial(out / "cells")
         folders = _folders(wanted, out)
         missing = {cell.key: cell for cell in wanted if work.done(folders[cell.key]) is None}

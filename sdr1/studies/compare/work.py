@@ -80,7 +80,8 @@ def _trained(cell: Cell, folder: Path) -> tuple[str, dict[str, Any]]:
     counts = count(cell.train)
     rows, _ = journal.read(directory / journal.NAME)
     return str(result.model), {
-        "unet_evaluations": counts.total * cell.train.iterations,
+        # A rule of `stop.when` may have ended it early.
+        "unet_evaluations": counts.total * len(rows),
         # Of the iterations themselves, also where the training was stopped and went on.
         "seconds": round(sum(counts.images / row["images_per_second"] for row in rows), 2),
         "peak_memory_bytes": peak_memory(),

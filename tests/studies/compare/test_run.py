@@ -180,6 +180,26 @@ def test_a_cell_that_fails_is_told_and_the_others_are_made(tmp_path, monkeypatch
     assert {row["method"] for row in rows} == {"base", "r1", "uce-head"}
 
 
+def test_who_is_kept_out_changes_nothing(whole, tmp_path) -> None:
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = (out / compare.MARKER).read_bytes()
+    with compare._held(out), pytest.raises(UserError, match="another comparison works there"):
+        compared(out, ASKED.replace("[1, 2]", "[3]"))
+    assert (out / compare.MARKER).read_bytes() == before
+
+
+def test_a_training_that_a_rule_ends_costs_what_it_took(tmp_path) -> None:
+    rules = "stop.when=[{metric: reward_unsafe, above: -1000}]"
+    (tmp_path / "asked.yaml").write_text(
+        ASKED.replace("9000", "900000").replace(
+            "smoke.yaml}", f"smoke.yaml, overrides: ['{rules}', iterations=3, policy.steps=3]}}"
+        )
+    )
+    cell = next(each for each in cells.cells(cells.read(tmp_path / "asked.yaml")) if each.label == "r1")
+    _, told = work._trained(cell, tmp_path / "cell")
+    assert told["unet_evaluations"] == cell.wanted / 3
+
+
 def odd(cell, folder) -> None:
     """One that dies, one that is refused, and one that is made."""
     if cell.label == "r1":
@@ -278,6 +298,9 @@ WRONG = {
     "no reference": (ASKED.replace("reference: r1", "reference: r2"), "reference: 'r2': no such method"),
     "the base's name": (ASKED.replace("name: uce,", "name: base,"), "'base': is the untrained model's"),
     "too small a budget": (ASKED.replace("9000", "5"), "methods: r1: budget: 5: one iteration takes"),
+    "a copy of all": (ASKED.replace("smoke.yaml}", "smoke.yaml, overrides: ['run.storage=memory://x/y']}"), "run.storage: memory://x/y"),
+    "a seed of its own": (ASKED.replace("smoke.yaml}", "smoke.yaml, overrides: [seed=4]}"), "methods: r1: overrides: 'seed=4'"),
+    "several processes": (ASKED.replace("smoke.yaml}", "smoke.yaml, overrides: [learner.ranks=2]}"), "learner.ranks: 2: a local run"),
     "another base": (ASKED.replace("sandbox-smoke", "sd14-main"), "all methods start from one base"),
 }  # fmt: skip
 
