@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -131,19 +131,27 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Context with a new folder to write into, which becomes `folder` at its end, or is gone where the block fails.
+    """Context with a new folder to write into, which becomes `folder` at its end, or is gone where the block fails, with
+    the parents that were made for it.
 
     Raises:
         OSError: the disk refuses; it is of `folder`.
     """
+    # "." has no name that a draft could be called by.
+    folder = folder.absolute()
     draft = partial(folder)
+    made = [each for each in draft.parents if not each.exists()]
     try:
         with disk_errors(folder):
             draft.mkdir(parents=True)
             yield draft
             draft.replace(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+        raise
 
 
 @contextmanager

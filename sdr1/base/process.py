@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import re
 import resource
 import sys
 import threading
@@ -70,7 +71,9 @@ def prepare_process(threads: int) -> None:
 
 def require_device(field: str, device: str) -> None:
     """Raise UserError when a config field asks for a device that this process cannot see."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        raise UserError(f"{field}: {device!r}: no such device; use cpu, cuda or cuda:N")
+    if device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"{field}: {device!r}: no CUDA device is visible here; set {field}=cpu")
     number = int(device.partition(":")[2] or 0)
     if device != "cpu" and number >= (count := torch.cuda.device_count()):

@@ -60,6 +60,7 @@ _MENDABLE = {
     errno.ENOENT: "give one that is there",
     errno.ENOSPC: "make room, or choose another place",
     errno.ENOTDIR: "give a folder",
+    errno.ENOTEMPTY: "choose another place",
     errno.EPERM: "choose another place, or change its permissions",
     errno.EROFS: "choose another place",
 }

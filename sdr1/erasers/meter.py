@@ -28,16 +28,28 @@ class Meter:
         self.budget = budget
         self.spent = 0
         self._advanced = advanced
+        self._begun = False
 
     def affords(self, evaluations: int) -> bool:
-        """Whether so many more lie within the budget."""
-        return self.budget is None or self.spent + evaluations <= self.budget
+        """Whether a piece of work of so many evaluations lies within the budget.
+
+        Raises:
+            OutOfBudget: it does not, and is the first one: the method would have done nothing.
+        """
+        self._begun = self._begun or self._within(evaluations)
+        if not self._begun:
+            raise self._too_much(evaluations)
+        return self._within(evaluations)
 
     def affordable(self, wanted: int, each: int) -> int:
-        """How many of `wanted` pieces of work, of `each` evaluations, lie within the budget."""
-        if self.budget is None or each == 0:
+        """How many of `wanted` pieces of work, of `each` evaluations, lie within the budget.
+
+        Raises:
+            OutOfBudget: as `affords`.
+        """
+        if self.budget is None or each * wanted == 0:
             return wanted
-        return min(wanted, (self.budget - self.spent) // each)
+        return min(wanted, (self.budget - self.spent) // each) if self.affords(each) else 0
 
     @contextmanager
     def watching(self, unet: Any) -> Iterator[None]:
@@ -60,11 +72,17 @@ class Meter:
             or any(parameter.requires_grad for parameter in unet.parameters())
         )
         cost = len(sample) * (1 + BACKWARD * backward)
-        if not self.affords(cost):
-            raise OutOfBudget(
-                f"--budget: {self.budget}: {self.spent} UNet evaluations are spent and the next step takes {cost}; give more, "
-                "or lower the method's own settings"
-            )
+        if not self._within(cost):
+            raise self._too_much(cost)
         self.spent += cost
         if self._advanced is not None:
             self._advanced(self.spent)
+
+    def _within(self, evaluations: int) -> bool:
+        return self.budget is None or self.spent + evaluations <= self.budget
+
+    def _too_much(self, evaluations: int) -> OutOfBudget:
+        return OutOfBudget(
+            f"--budget: {self.budget}: {self.spent} UNet evaluations are spent and the next step takes {evaluations}; give "
+            "more, or lower the method's own settings"
+        )

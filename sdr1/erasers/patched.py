@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from typing_extensions import TypedDict
 
 from sdr1.base.errors import UserError
+from sdr1.base.files import file_sha256
 from sdr1.base.plain_data import checked, read_as
 from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.erasers.methods import METHODS
@@ -31,6 +32,7 @@ class _Header(TypedDict):
 
     method: str
     settings: dict[str, Any]
+    tensors_sha256: str
 
 
 def write(erased: Erased, method: str, folder: Path) -> None:
@@ -41,7 +43,11 @@ def write(erased: Erased, method: str, folder: Path) -> None:
     erased.pipeline.save_pretrained(folder / BASE)
     tensors = {name: held.detach().cpu().contiguous() for name, held in erased.patch.tensors.items()}
     save_file(tensors, folder / TENSORS)
-    header: _Header = {"method": method, "settings": erased.patch.settings.model_dump(mode="json")}
+    header: _Header = {
+        "method": method,
+        "settings": erased.patch.settings.model_dump(mode="json"),
+        "tensors_sha256": file_sha256(folder / TENSORS),
+    }
     (folder / PATCH).write_text(json.dumps(header, indent=2) + "\n")
 
 
@@ -111,10 +117,20 @@ def _read(config: PolicyConfig) -> Patch | None:
             f"policy.model: {folder / PATCH}: method: {header['method']!r}: no method of sdr1 that has a patch; make the "
             "folder again with `sdr1 erase`"
         )
-    # Their header first: a damaged file, or a pickle under its name, is one line.
-    weight_files.shapes(folder / TENSORS, "policy.model")
     try:
         settings = checked(method.patch.Settings, header["settings"])
     except UserError as error:
         raise UserError(f"policy.model: {folder / PATCH}: settings: {error}") from error
+    # A default in the place of a lost value would be another patch.
+    if lost := settings.__class__.model_fields.keys() - header["settings"].keys():
+        raise UserError(
+            f"policy.model: {folder / PATCH}: settings: {min(lost)} is missing; make the folder again with `sdr1 erase`"
+        )
+    # Their header first: a damaged file, or a pickle under its name, is one line.
+    weight_files.shapes(folder / TENSORS, "policy.model")
+    if file_sha256(folder / TENSORS) != header["tensors_sha256"]:
+        raise UserError(
+            f"policy.model: {folder / TENSORS}: is not what was written (sha256 differs); make the folder again with "
+            "`sdr1 erase`"
+        )
     return method.patch(settings, load_file(folder / TENSORS))

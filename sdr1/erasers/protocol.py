@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from sdr1.base.errors import UserError
+from sdr1.base.errors import TrainingError, UserError
 from sdr1.base.section import Section
 from sdr1.erasers.meter import Meter
 from sdr1.models.schedulers import Sampler
@@ -149,6 +149,7 @@ class Eraser(Section, ABC):
         Raises:
             OutOfBudget: the budget does not reach for anything at all.
             UserError: a constant does not suit the model or the task.
+            TrainingError: what came out is not finite, or is the base.
         """
         pipeline = _own(base)
         device = pipeline.unet.device
@@ -160,7 +161,27 @@ class Eraser(Section, ABC):
             patch = self.erase(pipeline, task, meter)
         for part in (pipeline.unet, pipeline.text_encoder):
             part.requires_grad_(False).eval()
+        self._require_result(base, pipeline, {} if patch is None else patch.tensors)
         return Erased(pipeline, patch)
+
+    def _require_result(self, base: Any, own: Any, patched: Mapping[str, torch.Tensor]) -> None:
+        """Raise TrainingError for what would be judged and says nothing of the method."""
+        held = {**_weights(own), **patched}
+        if broken := next((name for name, each in held.items() if not each.isfinite().all()), None):
+            raise TrainingError(
+                f"{self.name}: {broken} is not finite any more; lower the learning rate, or what else scales the change"
+            )
+        was = _weights(base)
+        if not patched and all(name in was and torch.equal(each, was[name]) for name, each in held.items()):
+            raise TrainingError(f"{self.name}: no weight has changed; give more updates, or more of --budget")
+
+
+def _weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    """Of the parts that a method may change."""
+    parts = ("unet", "text_encoder")
+    return {
+        f"{part}.{name}": held for part in parts for name, held in getattr(pipeline, part).named_parameters()
+    }
 
 
 def _own(base: Any) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import yaml
+from typing_extensions import TypedDict
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import new_folder, refuse_foreign, remove_partial, write_text
-from sdr1.base.plain_data import checked, read_json
+from sdr1.base.plain_data import checked, read_as
 from sdr1.base.process import peak_memory, prepare_process, require_device
 from sdr1.base.section import SANDBOX
 from sdr1.erasers import patched, tasks
@@ -30,6 +31,22 @@ MARKER = "erase.json"
 """What was asked for, and what it took; the file by which sdr1 knows the folder."""
 SANDBOX_BUDGET = 130_000
 """UNet evaluations of the sandbox's run with GRPO, by which its other methods are measured."""
+
+
+class Told(TypedDict):
+    """Content of `erase.json`: what was asked for, then what it took."""
+
+    method: str
+    settings: dict[str, Any]
+    model: str
+    model_sha256: str
+    task_sha256: str
+    seed: int
+    budget: int | None
+    device: str
+    unet_evaluations: int
+    seconds: float
+    peak_memory_bytes: int
 
 
 def listed() -> list[dict[str, Any]]:
@@ -69,7 +86,7 @@ def erase(
     seed: int = 0,
     budget: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Told:
     """Make `out` of a model by a method; returns what is in its `erase.json`. A finished folder of the same request is left
     as it is; what was stopped on the way left nothing, and starts anew.
 
@@ -79,6 +96,10 @@ def erase(
     if method not in METHODS:
         raise UserError(f"METHOD: {method!r}: no such method; use one of {', '.join(METHODS)}, or list")
     refuse_foreign(out, MARKER, "erased model", "--out")
+    if prompts == SANDBOX and words:
+        raise UserError(
+            f"--concept: {words[0]!r}: the sandbox's own prompts say what is erased; leave it out, or give other prompts"
+        )
     in_sandbox = prompts == SANDBOX or (prompts is None and not words and model == SANDBOX)
     eraser = settings_of(METHODS[method], in_sandbox, values)
     task = tasks.of_sandbox(seed) if in_sandbox else tasks.of_words(words, prompts, seed)
@@ -104,42 +125,39 @@ def erase(
     planned = eraser.unet_evaluations(task)
     print(f"{method}: {planned:,} UNet evaluations expected, {_limit(budget)}", flush=True)
     begun = time.monotonic()
-    with _progress(method, planned if budget is None else min(planned, budget)) as advanced:
-        meter = Meter(budget, advanced)
-        erased = eraser(base.to(device), task, meter)
-    told = {
-        **request,
-        "unet_evaluations": meter.spent,
-        "seconds": round(time.monotonic() - begun, 2),
-        "peak_memory_bytes": _peak(device),
-    }
-    _write(out, erased, eraser, task, told)
+    # Made now: what the disk refuses is known before hours of work.
+    with new_folder(out) as draft:
+        with _progress(method, planned if budget is None else min(planned, budget)) as advanced:
+            meter = Meter(budget, advanced)
+            erased = eraser(base.to(device), task, meter)
+        told = Told(
+            **request,  # type: ignore[typeddict-item]
+            unet_evaluations=meter.spent,
+            seconds=round(time.monotonic() - begun, 2),
+            peak_memory_bytes=_peak(device),
+        )
+        patched.write(erased, method, draft)
+        write_text(draft / "README.md", _card(erased, eraser, task, told))
+        write_text(draft / MARKER, json.dumps(told, indent=2) + "\n")
+        if out.is_dir():
+            remove_partial(out)
     return told
 
 
-def _finished(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, request: dict[str, Any]) -> Told | None:
     if not (out / MARKER).is_file():
         return None
-    found = read_json(out / MARKER, "--out")
+    found = read_as(Told, out / MARKER, "--out")
     # A model is its weights, wherever they lie.
     for name, value in request.items():
-        if name != "model" and (not isinstance(found, dict) or found.get(name) != value):
+        if name != "model" and found[name] != value:  # type: ignore[literal-required]
             raise UserError(
                 f"--out: {str(out)!r}: holds an erased model of another {name}; choose another folder or remove it"
             )
     return found
 
 
-def _write(out: Path, erased: Erased, eraser: Eraser, task: Task, told: dict[str, Any]) -> None:
-    with new_folder(out) as draft:
-        patched.write(erased, eraser.name, draft)
-        write_text(draft / "README.md", _card(erased, eraser, task, told))
-        write_text(draft / MARKER, json.dumps(told, indent=2) + "\n")
-        if out.is_dir():
-            remove_partial(out)
-
-
-def _card(erased: Erased, eraser: Eraser, task: Task, told: dict[str, Any]) -> str:
+def _card(erased: Erased, eraser: Eraser, task: Task, told: Told) -> str:
     origin = [
         f"- base: {told['model']}",
         f"- method: {eraser.name}, {eraser.kind}; {eraser.source}",

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import new_folder, write_text
-from sdr1.base.plain_data import read_json
+from sdr1.base.files import new_folder, write_bytes, write_text
+from sdr1.base.plain_data import read_bytes, read_json
 from sdr1.base.records import LearnerState
 from sdr1.config.rewards import RewardConfig
 from sdr1.config.text import annotated_yaml
 from sdr1.config.training import Config, validate
-from sdr1.erasers.patched import PATCH
+from sdr1.erasers import patched
 from sdr1.erasers.run import MARKER
 from sdr1.models import card, lora
 from sdr1.models.flat import sha256
+from sdr1.models.pipeline import named
 from sdr1.models.policy import Policy
 from sdr1.prompts.stream import sources
 from sdr1.training.checkpoint import Checkpoint
@@ -71,8 +72,10 @@ def _of_erased(folder: Path, part: Part) -> Callable[[Path], None]:
     """What copies a folder that `sdr1 erase` left, or its UNet, with its card."""
     if part in ("lora", "kohya"):
         raise UserError(f"--part: {part!r}: an erased model has no adapter of its own; use pipeline or unet")
-    if part == "unet" and (folder / PATCH).is_file():
+    if part == "unet" and (folder / patched.PATCH).is_file():
         raise UserError(f"--part: {part!r}: without its patch this UNet is the base's; use pipeline")
+    patched.check(named(str(folder)))
+    readme = read_bytes(folder / "README.md", "RUN")
     source = folder / "unet" if part == "unet" else folder
     # Listed now: the folder that is written may lie inside.
     names = os.listdir(source)
@@ -81,7 +84,7 @@ def _of_erased(folder: Path, part: Part) -> Callable[[Path], None]:
         for name in names:
             copy = shutil.copytree if (source / name).is_dir() else shutil.copy2
             copy(source / name, into / name)
-        shutil.copy2(folder / "README.md", into / "README.md")
+        write_bytes(into / "README.md", readme)
 
     return write
 

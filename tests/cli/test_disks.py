@@ -22,6 +22,7 @@ COMMANDS = {
     "sample": ["sample", "sandbox", "--prompt", "a ring", "--seed", "0", "--steps", "1", "--out", "OUT"],
     "export": ["export", "SOURCE/run", "--out", "OUT"],
     "kohya": ["export", "SOURCE/run", "--part", "kohya", "--out", "OUT"],
+    "erase": ["erase", "uce", "--out", "OUT"],
     "demo": ["sandbox", "demo", "--out", "OUT", "tracking.enabled=false", *QUICK],
     "ablation": ["sandbox", "ablation", "--only", "steered", "--seed", "1", "--local", "--out", "OUT", "iterations=1"],
     "draw": ["sandbox", "draw", "--out", "OUT/world.png"],

@@ -89,6 +89,10 @@ def _keeps_to_a_budget(eraser: Eraser, pipeline: Any, task: Task, spent: int) ->
     with suppress(OutOfBudget):
         eraser(pipeline, task, meter)
     assert meter.spent <= budget
+    if spent:
+        # A budget that pays for nothing leaves no folder: it would hold the base.
+        with pytest.raises(OutOfBudget):
+            eraser(pipeline, task, Meter(1))
 
 
 def _comes_back(erased: Erased, name: str, folder: Path) -> None:

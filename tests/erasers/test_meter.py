@@ -42,7 +42,19 @@ def test_refuses_before_the_budget_is_passed(pipeline) -> None:
             call(pipeline.unet, 4)
         call(pipeline.unet, 3)
     assert meter.spent == 7
-    assert not meter.affords(1)
     assert meter.affords(0)
+    assert not meter.affords(1)
     assert Meter(100).affordable(50, 3) == 33
     assert Meter().affordable(50, 3) == 50
+
+
+def test_the_first_piece_of_work_has_to_be_paid_for() -> None:
+    for ask in (lambda meter: meter.affords(8), lambda meter: meter.affordable(5, 8)):
+        with pytest.raises(
+            OutOfBudget, match="--budget: 7: 0 UNet evaluations are spent and the next step takes 8"
+        ):
+            ask(Meter(7))
+        begun = Meter(7)
+        assert begun.affords(7)
+        assert not ask(begun)
+    assert Meter(7).affordable(0, 8) == 0

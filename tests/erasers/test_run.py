@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from sdr1 import cli
+from sdr1.base.errors import TrainingError
 from sdr1.erasers import patched
+from sdr1.erasers.meter import Meter
 from sdr1.erasers.methods import METHODS
+from sdr1.erasers.methods.uce import Uce
 from sdr1.erasers.run import MARKER, SANDBOX_BUDGET, settings_of
 from sdr1.erasers.tasks import of_sandbox
 
@@ -76,11 +79,21 @@ def test_a_folder_with_a_patch(folder, tmp_path, capsys) -> None:
     for name, damage, said in (
         (
             "patch.json",
-            b'{"method": "uce", "settings": {}}',
+            b'{"method": "uce", "settings": {}, "tensors_sha256": ""}',
             "method: 'uce': no method of sdr1 that has a patch",
         ),
-        ("patch.json", b'{"method": "sld", "settings": {"scale": -1}}', "settings: scale: -1"),
+        (
+            "patch.json",
+            b'{"method": "sld", "settings": {"scale": -1}, "tensors_sha256": ""}',
+            "settings: scale: -1",
+        ),
+        ("patch.json", settings(copied, lambda held: held.pop("scale")), "settings: scale is missing"),
         ("patch.safetensors", b"no", "truncated or damaged"),
+        (
+            "patch.safetensors",
+            flipped(copied / "patch.safetensors"),
+            "is not what was written (sha256 differs)",
+        ),
     ):
         kept = (copied / name).read_bytes()
         (copied / name).write_bytes(damage)
@@ -95,6 +108,69 @@ def test_a_folder_with_a_patch(folder, tmp_path, capsys) -> None:
     assert not (tmp_path / "e").exists()
 
 
+def settings(folder, change) -> bytes:
+    header = json.loads((folder / "patch.json").read_text())
+    change(header["settings"])
+    return json.dumps(header).encode()
+
+
+def flipped(file) -> bytes:
+    """Its content with the last bit another."""
+    held = file.read_bytes()
+    return held[:-1] + bytes([held[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"method": 3}', "no", None])
+def test_a_damaged_record_of_a_finished_folder_is_one_line(damage, folder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    asked = ["erase", "uce", "--model", str(folder), "--concept", "square", "--out", str(out)]
+    assert cli.main(asked) == 0
+    told = json.loads((out / MARKER).read_text())
+    (out / MARKER).write_text(damage or json.dumps(told | {"seconds": "long"}))
+    capsys.readouterr()
+    assert cli.main(asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out: {out / MARKER}: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_work(folder, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sdr1.erasers.run._progress", lambda *_: pytest.fail("work has begun"))
+    asked = ["erase", "uce", "--model", str(folder), "--concept", "square"]
+    assert cli.main([*asked, "--out", "/proc/nowhere/out"]) == 2
+    assert "/proc/nowhere/out" in capsys.readouterr().err
+
+
+def test_the_folder_may_be_the_one_that_a_person_is_in(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["erase", "uce", "--model", str(folder), "--concept", "square", "--out", "."]) == 0
+    assert (tmp_path / MARKER).is_file()
+    assert not list(tmp_path.parent.glob(".*sdr1-partial"))
+
+
+class Spoiled(Uce):
+    how: str
+
+    def erase(self, pipeline, task, meter) -> None:
+        if self.how == "broken":
+            pipeline.unet.conv_out.bias.data[0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("broken", "unet.conv_out.bias is not finite"), ("same", "no weight has changed")]
+)
+def test_what_says_nothing_of_a_method_is_no_result(how, said, pipeline, task) -> None:
+    with pytest.raises(TrainingError, match=said):
+        Spoiled(how=how)(pipeline, task, Meter())
+
+
+def test_a_constant_that_does_not_suit_the_model_leaves_no_folder(folder, tmp_path) -> None:
+    out = tmp_path / "a" / "b"
+    asked = ["erase", "saeuron", "--model", str(folder), "--concept", "square", "--out", str(out)]
+    assert cli.main([*asked, "block=nowhere"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -103,10 +179,12 @@ def test_a_folder_with_a_patch(folder, tmp_path, capsys) -> None:
         (["uce", "closness=1"], "closness: unknown key; close to it: closeness"),
         (["uce", "closeness=0"], "closeness: 0"),
         (["uce", "--device", "cuda:77"], "--device: 'cuda:77'"),
+        (["uce", "--device", "gpu"], "--device: 'gpu': no such device; use cpu, cuda or cuda:N"),
         (["uce", "--model", "/nowhere", "--concept", "x"], "/nowhere"),
         (["uce", "--model", "a/b"], "--concept: none given"),
         (["uce", "--budget", "0"], "--budget"),
         (["uce", "--seed", "-1"], "--seed"),
+        (["uce", "--prompts", "sandbox", "--concept", "skull"], "--concept: 'skull': the sandbox's own"),
         (["uce", "--prompts", "none.txt", "--concept", "x"], "--prompts: 'none.txt': no such file"),
     ],
 )
