@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdr1.base.errors import UserError, reason
+from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.config.files import load
 from sdr1.config.training import Config, RunConfig
 from sdr1.doctor.machine import Machine, look, speed, visit
@@ -141,9 +141,9 @@ def _probe(directory: Path) -> Iterator[tuple[Path, int]]:
 def _noted(problems: dict[str, str], check: str) -> Iterator[None]:
     try:
         yield
-    except (UserError, OSError) as error:
+    except (UserError, TrainingError, OSError) as error:
         problems.setdefault(check, _told(error))
 
 
 def _told(error: Any) -> str:
-    return str(error) if isinstance(error, UserError) else reason(error)
+    return str(error) if isinstance(error, UserError | TrainingError) else reason(error)
