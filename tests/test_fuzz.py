@@ -29,13 +29,15 @@ from sdr1.base.plain_data import describe
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.files import load
 from sdr1.config.training import Config
+from sdr1.erasers.methods import METHODS
 from sdr1.sandbox import PIPELINE
 from tests import tiny
 
 SMOKE = Path(__file__).parents[1] / "configs" / "sandbox-smoke.yaml"
 ROUNDS = int(os.environ.get("FUZZ", "1"))
 SECONDS, BYTES = 20, 3 * 2**30
-"""What one input may take: far more than any needs here, far less than work without end."""
+"""What one input may take: far more than any needs here, far less than work without end. Of the processor's time, and ten
+times as long on the clock: other work beside the tests is no fault of the input."""
 
 Drawn = list[str]
 """Arguments of the command line."""
@@ -62,17 +64,22 @@ def limits() -> Iterator[None]:
     )
     before, most = resource.getrlimit(resource.RLIMIT_AS)
     timed = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGALRM, stop) if timed else None
+    clocks = (
+        {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 10 * SECONDS)}
+        if timed
+        else {}
+    )
+    handlers = {number: signal.signal(number, stop) for number in clocks}
     try:
         if pages is not None:
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES, most))
-        if timed:
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        for clock, seconds in clocks.values():
+            signal.setitimer(clock, seconds)
         yield
     finally:
-        if timed:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
+        for number, (clock, _) in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(number, handlers[number])
         resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
@@ -281,6 +288,72 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = [tmp_path_factory.mktemp("erased") / method for method in ("uce", "sld")]
+    for folder in folders:
+        assert cli.main(["erase", folder.name, "--out", str(folder)]) == 0
+    return folders
+
+
+def erase_settings(rng: random.Random, folder: Path) -> Drawn:
+    method = rng.choice(sorted(METHODS))
+    value = rng.choice(ODD)
+    text = value if isinstance(value, str) else json.dumps(value)
+    key = rng.choice(sorted(METHODS[method].model_fields))
+    return ["erase", method, "--out", "out", f"{key}={text}"]
+
+
+def erase_prompts(rng: random.Random, folder: Path) -> Drawn:
+    content = "prompt,label,neutral\na skull,unsafe,a ring\na red circle,safe,\na bomb,unsafe,\n"
+    file = folder / f"prompts{rng.choice(['.csv', '.csv', '.csv', '.tsv', ''])}"
+    file.write_text(content)
+    spoil(rng, file)
+    return ["erase", "uce", "--out", "out", "--concept", "skull", "--prompts", file.name]
+
+
+COMPARED = """
+seeds: [1, 2]
+budget: 90000
+images: 2
+reference: r1
+methods:
+  - {name: r1, train: sandbox-smoke.yaml, overrides: [iterations=1]}
+  - {name: head, erase: uce, overrides: [form=head], budget: 7}
+"""
+
+
+def compared_file(rng: random.Random, folder: Path) -> Drawn:
+    text = json.dumps(replaced(rng, yaml.safe_load(COMPARED)))
+    content = text.encode() if rng.random() < 0.7 else damaged(rng, COMPARED.encode())
+    (folder / "config.yaml").write_bytes(content)
+    return ["compare", "config.yaml", "--out", "out"]
+
+
+def doctors_config(rng: random.Random, folder: Path) -> Drawn:
+    _, *arguments, _ = config_values(rng, folder)
+    return ["doctor", *arguments]
+
+
+def erased_folder(bases: list[Path]) -> Case:
+    def case(rng: random.Random, folder: Path) -> Drawn:
+        base = rng.choice(bases)
+        shutil.copytree(base, folder / "done")
+        spoil(rng, rng.choice(files_of(folder / "done")))
+        return rng.choice(
+            [
+                ["erase", base.name, "--out", "done"],
+                ["export", "done", "--out", "out"],
+                ["export", "done", "--part", "unet", "--out", "out"],
+                ["sample", "done", "--prompt", "a ring", "--out", "out"],
+                ["evaluate", "sandbox", "--model", "done", "--local", "--out", "out", "images=1"],
+                train("policy.model=done"),
+            ]
+        )
+
+    return case
+
+
 def evaluation_folder(base: Path) -> Case:
     def case(rng: random.Random, folder: Path) -> Drawn:
         shutil.copytree(base, folder / "done")
@@ -316,10 +389,12 @@ def run_folder(base: Path) -> Case:
 COMMANDS = [
     ["train"], ["plan"], ["evaluate"], ["judge"], ["report"], ["export"], ["sample"], ["config", "show"], ["config", "check"],
     ["config", "schema"], ["sandbox", "draw"], ["sandbox", "demo"], ["sandbox", "ablation"], ["prompts", "compose"], ["prompts"],
+    ["erase"], ["erase", "uce"], ["erase", "list"], ["compare"], ["doctor"], ["sandbox", "report"],
 ]  # fmt: skip
 OPTIONS = [
     "--out", "--seed", "--images", "--count", "--local", "--model", "--prompt", "--steps", "--guidance-scale", "--scheduler",
     "--base", "--part", "--resume", "--ray-address", "--suite", "--against", "--only", "--json", "--bogus", "-x", "--", "",
+    "--concept", "--prompts", "--budget", "--device", "--push-to-hub",
 ]  # fmt: skip
 
 
@@ -339,7 +414,11 @@ CASES: dict[str, tuple[Case, int, float]] = {
     "single file": (single_file, 10, 0.6),
     "prompt file": (prompt_file, 30, 0.4),
     "evaluation settings": (evaluation_settings, 15, 0.4),
-    "usage": (usage, 40, 0.6),
+    "erase settings": (erase_settings, 15, 0.5),
+    "erase prompts": (erase_prompts, 10, 0.3),
+    "compare file": (compared_file, 20, 0.5),
+    "doctor": (doctors_config, 5, 0.0),
+    "usage": (usage, 50, 0.6),
 }
 """Each with how many are drawn, and the least share of them that is refused: the rest happens to be good input."""
 KEYS = {
@@ -367,6 +446,8 @@ def tells(line: str, arguments: Drawn, folder: Path) -> bool:
         "CONFIG",
         "SOURCES",
         "OUT",
+        "METHOD",
+        "FILE",
     }
     return any(word[:40] in line for word in words)
 
@@ -380,6 +461,9 @@ REFUSED: dict[str, list[Drawn]] = {
             "polcy.steps=1", "seed=-1", "seed=1e400", "iterations=0", "prompts.per_iteration=1000000000000", "rollout.group_size=1",
             "rollout.device=gpu", "learner.betas=[1,2]", "learner.learning_rate=-1", "reward.kind=nicer", "reward.model=", "a", "=1",
             "policy=3", "policy.lora=[]", "learner.clip_range=null",
+            "stop.when=3", "stop.when=[{metric: kl}]", "stop.when=[{metric: kl, above: 1, below: 2}]", "stop.when=[{metric: kl, above: .nan}]",
+            "stop.when=[{metric: eval/unsafe_trained, below: 1}]", "learner.ema_decay=1", "rollout.weights=ema", "policy.solver=Euler",
+            "learner.forward.snr_cap=3", "run.storage=bucket", "run.storage=s3://a@b/c", "run.directory=s3://bucket/run",
         )
     ],
     "what a training names": [
@@ -388,6 +472,16 @@ REFUSED: dict[str, list[Drawn]] = {
             "policy.steps=1001", "checkpoint.best=nothing", "policy.model=nowhere", "policy.lora.target_modules=[nope]", "prompts.path=none.csv",
             "reward.model=local-dir:/nowhere", "reward.terms.mine.import=nowhere:factory", "reward.terms.mine.import=os:nothing",
             "reward.terms.n={kind: nudenet, classes: [NOSE]}", "learner.device=cuda:99",
+            "stop.when=[{metric: nothing, above: 1}]", "run.storage=nowhere://bucket/run", "learner.ranks=2",
+        )
+    ],
+    "settings of an erasing": [
+        ["erase", *given, "--out", "out"]
+        for given in (
+            ["uce", "closeness=0"], ["uce", "closeness=yes"], ["uce", "closeness=.nan"], ["uce", "form=[]"], ["uce", "colseness=1"], ["nothing"],
+            ["esd-x", "updates=0"], ["esd-x", "parameters=some"], ["sld", "variant=hard"], ["uce", "--prompts", "sandbox", "--concept", "skull"],
+            ["uce", "--concept", " "], ["uce", "--model", "nowhere", "--concept", "a"], ["uce", "--device", "cuda:99"], ["uce", "--device", "gpu"],
+            ["uce", "--budget", "0"], ["uce", "--json"], ["uce", "--concept", "a", "--prompts", "none.csv"],
         )
     ],
     "settings of an evaluation": [
@@ -433,6 +527,8 @@ def stopped_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
         "sdr1.studies.sheets.draw_base",
         "sdr1.studies.sheets.draw_decisions",
         "sdr1.prompts.compose.compose",
+        "sdr1.erasers.run._progress",
+        "sdr1.studies.compare.run._make",
     ):
         monkeypatch.setattr(place, begin)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -496,6 +592,12 @@ def test_malformed_evaluations_end_in_one_line(
     evaluated, tmp_path, monkeypatch, capfd, stopped_where_work_begins
 ):
     hold(evaluation_folder(evaluated), "evaluation folder", 30, 0.1, tmp_path, monkeypatch, capfd)
+
+
+def test_malformed_erased_models_end_in_one_line(
+    erased, tmp_path, monkeypatch, capfd, stopped_where_work_begins
+):
+    hold(erased_folder(erased), "erased folder", 15, 0.2, tmp_path, monkeypatch, capfd)
 
 
 def test_malformed_runs_end_in_one_line(trained, tmp_path, monkeypatch, capfd, stopped_where_work_begins):
