@@ -122,12 +122,16 @@ def erase(
     }
     if (found := _finished(out, request)) is not None:
         return found
-    planned = eraser.unet_evaluations(task)
-    print(f"{method}: {planned:,} UNet evaluations expected, {_limit(budget)}", flush=True)
+    return _make(out, eraser, base, task, request)
+
+
+def _make(out: Path, eraser: Eraser, base: Any, task: Task, request: dict[str, Any]) -> Told:
+    planned, budget, device = eraser.unet_evaluations(task), request["budget"], request["device"]
+    print(f"{eraser.name}: {planned:,} UNet evaluations expected, {_limit(budget)}", flush=True)
     begun = time.monotonic()
     # Made now: what the disk refuses is known before hours of work.
     with new_folder(out) as draft:
-        with _progress(method, planned if budget is None else min(planned, budget)) as advanced:
+        with _progress(eraser.name, planned if budget is None else min(planned, budget)) as advanced:
             meter = Meter(budget, advanced)
             erased = eraser(base.to(device), task, meter)
         told = Told(
@@ -136,7 +140,7 @@ def erase(
             seconds=round(time.monotonic() - begun, 2),
             peak_memory_bytes=_peak(device),
         )
-        patched.write(erased, method, draft)
+        patched.write(erased, eraser.name, draft)
         write_text(draft / "README.md", _card(erased, eraser, task, told))
         write_text(draft / MARKER, json.dumps(told, indent=2) + "\n")
         if out.is_dir():
