@@ -41,7 +41,7 @@ def test_pairs_are_twins_under_the_unsafe_prompt(pipeline, alone, seen, monkeypa
         "preference",
         lambda now, base, beta: kept.append((now, base)) or preference(now, base, beta),
     )
-    SafetyDpo(**{**SMALL, "updates": 1}, empty=0, flip=False)(pipeline, alone, Meter())
+    SafetyDpo(**{**SMALL, "updates": 1, "warmup": 0}, empty=0, flip=False)(pipeline, alone, Meter())
     (won_states, won_noise, won), (lost_states, lost_noise, lost) = seen.pools
     assert torch.equal(won_noise, lost_noise)
     unsafe = checks.states(pipeline, alone.unsafe[0])
