@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+import ray
 import torch
 
 from sdr1.base.process import prepare_process
@@ -23,10 +27,25 @@ hypothesis.settings.load_profile("any machine")
 # Before xdist's own, which reads the mark.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores."""
+    """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores.
+
+    Those that share a cluster come one after the other.
+    """
+    items.sort(key=shares)
     for item in items:
-        if {"distributed", "on_ray"} & set(item.path.parts):
+        if {"distributed", "on_ray"} & set(item.path.parts) or shares(item):
             item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+def shares(item: pytest.Item | None) -> bool:
+    return "shared_ray" in getattr(item, "fixturenames", ())
+
+
+# After pytest's own, which ends the test's fixtures.
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if shares(item) and not shares(nextitem):
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -38,6 +57,25 @@ def _one_thread() -> None:
 def _same_draws() -> None:
     """What a test draws from torch's own generator does not hang on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_ray() -> Iterator[None]:
+    """A Ray cluster of this machine, which trainings and evaluations of the test take; the next test finds it as empty."""
+    if not ray.is_initialized():
+        ray.init(
+            address="local", num_cpus=5, include_dashboard=False, log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 500},
+        )  # fmt: skip
+    yield
+    # Actors end with the last reference to them.
+    gc.collect()
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 5:
+        if time.monotonic() > end:
+            ray.shutdown()
+            break
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

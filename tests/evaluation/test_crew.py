@@ -15,15 +15,9 @@ from sdr1.config.evaluation import read
 from sdr1.evaluation import on_ray as crew
 from sdr1.evaluation import run
 
-# Six batches.
-SETTINGS = {"images": 8, "batch_size": 16, "sampler": {"steps": 2}, "judges": ["oracle"]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("shared_ray")
+# Three batches.
+SETTINGS = {"images": 1, "batch_size": 8, "sampler": {"steps": 2}, "judges": ["oracle"]}
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +56,12 @@ def test_what_died_with_its_worker_is_made_again_to_the_same_bytes(local, tmp_pa
     result = run.evaluate("sandbox", "sandbox", tmp_path / "out", {**SETTINGS, "workers": 2})
     assert all(list((tmp_path / name).iterdir()) for name in ("PainterActor", "JudgeActor"))
     assert contents(tmp_path / "out") == local
-    assert result.figures["utility/overall"].n == 48
+    assert result.figures["utility/overall"].n == 6
     # A suite goes on with the cluster: nothing of this evaluation holds on to it.
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
+    cpus, deadline = ray.cluster_resources()["CPU"], time.monotonic() + 60
+    while ray.available_resources().get("CPU") != cpus and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ray.available_resources().get("CPU") == 4
+    assert ray.available_resources().get("CPU") == cpus
 
 
 def test_a_batch_that_kills_every_painter_is_named(tmp_path, monkeypatch):
@@ -82,7 +76,7 @@ def test_a_batch_that_kills_every_painter_is_named(tmp_path, monkeypatch):
     with pytest.raises(
         TrainingError, match=r"batch 0 \(from row single_object-0000\) was lost|died in a row"
     ):
-        run.evaluate("sandbox", "sandbox", tmp_path / "out", {**SETTINGS, "images": 1})
+        run.evaluate("sandbox", "sandbox", tmp_path / "out", SETTINGS)
 
 
 def test_a_start_has_a_timeout_of_its_own():

@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import ray
 from ray.util import metrics
 
+from benchmarks.suite.schedule import stubs
 from sdr1.base.records import GroupTask, LearnerState, Prompt, UpdateReport, Usage, Weights
 from sdr1.prompts import stream as prompts
 from sdr1.training import checkpoint, loop
@@ -169,19 +169,14 @@ def test_the_dashboard_asks_for_every_metric_and_for_no_other_name_or_tag() -> N
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
-    ray.init(
-        address="local", num_cpus=3, include_dashboard=False, log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 500},
-    )  # fmt: skip
+def port(shared_ray: None) -> int:
     port = ray.nodes()[0]["MetricsExportPort"]
     # What is sent before the node's agent listens is never seen.
     probe, end = metrics.Gauge("sdr1_probe", "", ("run",)), time.monotonic() + 60
     while "ray_sdr1_probe" not in exported(port) and time.monotonic() < end:
         probe.set(1.0, {"run": "probe"})
         time.sleep(0.2)
-    yield port
-    ray.shutdown()
+    return port
 
 
 def exported(port: int) -> dict[str, list[dict[str, str]]]:
@@ -199,7 +194,7 @@ def exported(port: int) -> dict[str, list[dict[str, str]]]:
 
 def test_a_run_exports_what_the_dashboard_asks_for(port: int, small: Any, tmp_path: Path) -> None:
     config = small(2)
-    executor = RayExecutor(config)
+    executor = RayExecutor(config, roles=stubs(0.02, 0.02))
     killed: list[bool] = []
 
     class Watch:

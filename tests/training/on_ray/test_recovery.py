@@ -19,14 +19,8 @@ from sdr1.training import loop
 from sdr1.training.on_ray.executor import RayExecutor, Roles
 from sdr1.training.on_ray.work import Published, State
 
+pytestmark = pytest.mark.usefixtures("shared_ray")
 GROUPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @ray.remote
@@ -120,8 +114,9 @@ def run(
     iterations: int = 2,
     at: tuple[int, int] = (1, 1),
     task_timeout: float = 600.0,
+    workers: int = 2,
 ):
-    config = config_of(tmp_path, iterations, task_timeout=task_timeout)
+    config = config_of(tmp_path, iterations, task_timeout=task_timeout, workers=workers)
     return run_with(RayExecutor(config, roles=roles), config, strike, at)
 
 
@@ -268,7 +263,7 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path):
             return super().rollout(task)
 
     with pytest.raises(TrainingError, match=r"iteration 0, group 3 .* was lost 5 times, perhaps it kills"):
-        run(tmp_path, roles_of(Rollout))
+        run(tmp_path, roles_of(Rollout), workers=1)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +292,7 @@ def test_a_worker_with_other_weights_gets_no_work(tmp_path):
             (tmp_path / "worked").touch()
 
     with pytest.raises(TrainingError, match="holds other weights than version 0: 0000000000000007"):
-        run(tmp_path, roles_of(Rollout))
+        run(tmp_path, roles_of(Rollout), workers=1)
     assert not (tmp_path / "worked").exists()
 
 
@@ -315,7 +310,7 @@ def test_a_learner_that_dies_again_and_again_stops_the_run(tmp_path, monkeypatch
             os._exit(1)
 
     with pytest.raises(TrainingError, match="the learner was lost 3 times in a row without one update"):
-        run(tmp_path, roles._replace(learner=Learner))
+        run(tmp_path, roles._replace(learner=Learner), workers=1)
     assert len(starts.read_text().splitlines()) == 3
 
 
@@ -327,6 +322,6 @@ def test_waiting_for_a_learner_says_what_is_missing(tmp_path, monkeypatch, caplo
     executor._learner.kill()
     (said,) = [message for message in caplog.messages if "the learner" in message]
     assert (
-        "waiting for the learner: 0 of 1 in service; each needs 1 CPU and 1 GPU; the cluster has 4 CPU and"
+        "waiting for the learner: 0 of 1 in service; each needs 1 CPU and 1 GPU; the cluster has 5 CPU and"
         in said
     )
