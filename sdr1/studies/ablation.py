@@ -49,8 +49,8 @@ NOISE = {
     for initial in ("group", "sample")
 }
 """Initial noise of a group or of each sample; noise in the preset's window of steps or in all but the last."""
-ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
-"""Those of the paper's sweep."""
+ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+"""Those of the paper's sweep, and the preset's."""
 
 
 @dataclass(frozen=True)

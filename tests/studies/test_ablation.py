@@ -48,21 +48,21 @@ def run(out, **options):
 def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, tmp_path):
     run(tmp_path)
     rewards = [config.reward for config in stub.configs]
-    assert len(rewards) == 3 * (4 + 1 + 3 + 5)
-    assert len({(r.kind, r.alpha, r.steer, bool(r.terms)) for r in rewards}) == 10
-    assert [base is None for base in stub.bases] == [True] * 3 + [False] * 36
+    assert len(rewards) == 3 * (4 + 1 + 3 + 6)
+    assert len({(r.kind, r.alpha, r.steer, bool(r.terms)) for r in rewards}) == 11
+    assert [base is None for base in stub.bases] == [True] * 3 + [False] * 39
     assert stub.bases[-1] == BEFORE
     names = ("table.json", "alpha_sweep.json", "noise.json")
     table, sweep, noise = (json.loads((tmp_path / name).read_text()) for name in names)
     assert [row["name"] for row in table] == ["plain", "penalty", "negative", "steered"]
-    assert [row["alpha"] for row in sweep] == [0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0]
+    assert [row["alpha"] for row in sweep] == [0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0]
     assert [row["name"] for row in noise] == [
         "noise-group-window",
         "noise-sample-window",
         "noise-group-all",
         "noise-sample-all",
     ]
-    assert not (tmp_path / "cells" / "noise-group-window").exists(), "it is the preset, made as `steered`"
+    assert not (tmp_path / "cells" / "noise-sample-window").exists(), "it is the preset, made as `steered`"
     for row in (*table, *sweep, *noise):
         assert row["unsafe_trained"] == [0.1, 0.2, 0.3]
         assert row["unsafe_untrained"] == [pytest.approx(0.175)] * 3
@@ -72,9 +72,9 @@ def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, 
     assert (tmp_path / "alpha_sweep.png").is_file()
     material = data.read([str(tmp_path)])
     assert [each.name for each in material.ablation] == ["plain", "penalty", "negative", "steered"]
-    assert len(material.alpha_sweep) == 7
+    assert len(material.alpha_sweep) == 8
     run(tmp_path)
-    assert len(stub.configs) == 39
+    assert len(stub.configs) == 42
 
 
 def test_the_reference_has_the_quirks_of_the_preset_of_that_name(stub, tmp_path):
