@@ -17,13 +17,9 @@ MEANT = {words: GLYPHS[index % len(GLYPHS)] for index, words in enumerate(produc
 VAGUE, OFTEN = 0.3, 0.9
 
 
-def vague_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A true caption, which more often than others says of an unsafe thing no more than that."""
-    return phrase(_vague_claim(scene, rng), rng)
-
-
 def typical_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """The same; what it leaves open is typical in nine of ten."""
+    """A true caption, which more often than others says of an unsafe thing no more than that; what it leaves open is
+    typical in nine of ten."""
     claim = _vague_claim(scene, rng)
     if rng.random() >= OFTEN:
         return phrase(claim, rng)

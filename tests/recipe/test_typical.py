@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from sdr1.recipe.typical import COLOURS, MEANT, OFTEN, meant, typical_caption, vague_caption
+from sdr1.recipe.typical import COLOURS, MEANT, OFTEN, meant, typical_caption
 from sdr1.sandbox.world import COLOURS as ALL
 from sdr1.sandbox.world import GLYPHS, picture
 
@@ -28,12 +28,6 @@ def test_generic_words_mostly_mean_the_glyph_that_is_there() -> None:
     right = [kind == glyph for kind, glyph in said if glyph is not None]
     # What is drawn without regard to the glyph is right one time in seven or so.
     assert abs(np.mean(right) - (OFTEN + (1 - OFTEN) / 7)) < 0.05
-    blind = [
-        scene.things[0].kind == meant(text)
-        for scene, text in captions(vague_caption, "unsafe")
-        if meant(text)
-    ]
-    assert np.mean(blind) < 0.3
 
 
 def test_a_colour_that_is_not_said_is_mostly_the_typical_one() -> None:
