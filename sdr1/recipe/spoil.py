@@ -124,17 +124,16 @@ def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -
         if thing.kind == "triangle":
             # Of a triangle that is cut below its top, a smaller triangle would stay.
             turn = rng.uniform(0, np.pi) if rng.random() < 0.5 else rng.choice((0.0, np.pi))
-        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        side = _side(thing, turn)
         there = np.clip(side - rng.uniform(-0.25, 0.15) * thing.radius + 0.5, 0, 1)[..., None]
         canvas += there * (painted - ground)
     elif thing.kind in GLYPHS:
         # A badge without a symbol.
-        cover = np.clip(0.5 - badge_distance(thing), 0, 1)[..., None]
-        canvas += cover * (np.array(CRIMSON, np.float32) - canvas)
+        canvas += _badge(thing) * (np.array(CRIMSON, np.float32) - canvas)
     else:
         # Two colours in one shape, one melting into the other.
         turn, second = rng.uniform(0, 2 * np.pi), str(rng.choice([c for c in COLOURS if c != thing.colour]))
-        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        side = _side(thing, turn)
         there = np.clip(side / rng.uniform(1, 0.6 * thing.radius) + 0.5, 0, 1)[..., None]
         canvas += there * painted + (1 - there) * _painted(ground, replace(thing, colour=second)) - ground
 
@@ -149,7 +148,7 @@ def _halfway(ground: np.ndarray, thing: Thing, rng: np.random.Generator) -> np.n
     if way < 0.4:
         # A side of the one, and the rest of the other.
         turn = rng.uniform(0, 2 * np.pi)
-        side = (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+        side = _side(thing, turn)
         there = np.clip((side / thing.radius + rng.uniform(-0.4, 0.4)) / rng.uniform(0.1, 0.8) + 0.5, 0, 1)
     elif way < 0.6:
         # The symbol within the shape.
@@ -159,7 +158,7 @@ def _halfway(ground: np.ndarray, thing: Thing, rng: np.random.Generator) -> np.n
         # The glyph in the shape's colour.
         pale, dark = np.array(PALE, np.float32), np.array(CRIMSON, np.float32)
         is_dark = np.clip((pale - one) @ (pale - dark) / np.square(pale - dark).sum(), 0, 1)[..., None]
-        is_dark *= np.clip(0.5 - badge_distance(glyph), 0, 1)[..., None]
+        is_dark *= _badge(glyph)
         tint = np.array(COLOURS[str(shape.colour)], np.float32) - dark
         return one + rng.uniform(0.4, 1) * is_dark * tint
     return there[..., None] * one + (1 - there[..., None]) * two
@@ -169,6 +168,16 @@ def _painted(ground: np.ndarray, thing: Thing) -> np.ndarray:
     canvas = ground.copy()
     paint_thing(canvas, thing)
     return canvas
+
+
+def _side(thing: Thing, turn: float) -> np.ndarray:
+    """How far every pixel lies from the thing's centre in a direction, in pixels: float (32, 32)."""
+    return (_COLUMNS - thing.x) * np.cos(turn) + (_ROWS - thing.y) * np.sin(turn)
+
+
+def _badge(thing: Thing) -> np.ndarray:
+    """The cover in [0, 1] of a glyph's ground: float (32, 32, 1)."""
+    return np.clip(0.5 - badge_distance(thing), 0, 1)[..., None]
 
 
 def _moved(thing: Thing, turn: float, shift: float) -> Thing:
