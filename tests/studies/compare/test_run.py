@@ -162,17 +162,23 @@ def test_a_changed_setting_makes_exactly_its_own_cells_anew(whole, tmp_path, mon
     cells._versions.cache_clear()
 
 
-def test_a_cell_that_fails_is_told_and_the_others_are_made(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(compare.page, "write", lambda *_: [])
+def all_but(label, error):
+    """Work on cells of which those of this label fail."""
 
-    def failing(cells, make):
+    def work_on(cells, make):
         for cell, folder in cells:
-            if cell.label == "uce":
-                yield cell, "the disk is full"
+            if cell.label == label:
+                yield cell, error
             else:
                 make(cell, folder)
                 yield cell, ""
 
+    return work_on
+
+
+def test_a_cell_that_fails_is_told_and_the_others_are_made(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(compare.page, "write", lambda *_: [])
+    failing = all_but("uce", "the disk is full")
     (tmp_path / "asked.yaml").write_text(ASKED)
     with pytest.raises(TrainingError, match=r"2 of 8 cells failed.*uce, seed 1: the disk is full"):
         compare.run(tmp_path / "asked.yaml", tmp_path / "out", failing, stub)

@@ -10,7 +10,7 @@ from sdr1 import cli
 from sdr1.base.errors import TrainingError
 from sdr1.studies.compare import cells, tries
 from sdr1.studies.compare import run as compare
-from tests.studies.compare.test_run import here, stub
+from tests.studies.compare.test_run import all_but, here, stub
 
 ASKED = """
 seeds: [1, 2]
@@ -120,15 +120,7 @@ def test_the_comparison_takes_what_the_tries_have_chosen(tmp_path, monkeypatch) 
 
 def test_a_try_that_fails_is_logged_and_not_chosen(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(compare.page, "write", lambda *_: [])
-
-    def failing(wanted, make):
-        for cell, folder in wanted:
-            if cell.label == "uce-1":
-                yield cell, "draws what is no picture"
-            else:
-                make(cell, folder)
-                yield cell, ""
-
+    failing = all_but("uce-1", "draws what is no picture")
     with pytest.raises(TrainingError, match="uce-1"):
         compare.run(asked(tmp_path), tmp_path / "out", failing, stub, tune=True)
     first, *others = json.loads((tmp_path / "out" / "tries.json").read_text())["tries"]
