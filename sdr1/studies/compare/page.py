@@ -70,7 +70,12 @@ _PUBLISHED = (
 
 
 def write(
-    reference: str, cells: Sequence[Cell], folders: Mapping[str, Path], out: Path, log: Log | None
+    reference: str,
+    cells: Sequence[Cell],
+    folders: Mapping[str, Path],
+    rows: Sequence[dict[str, Any]],
+    out: Path,
+    log: Log | None,
 ) -> list[str]:
     """Write `summary.json`, `compared.md`, `scatter.png`, `grid.png` and `index.html` with its tables and figures; returns the
     lines to say. Without a finished cell there is nothing to write. `log` is of the tries, None where these are the tries."""
@@ -84,7 +89,7 @@ def write(
     # Orders were published of methods, not of their tries.
     orders = [] if log is None else table.correlations(estimates)
     write_text(out / "summary.json", _summary(reference, figures, tests, orders))
-    rates = _rates(figures, json.loads((out / "table.json").read_text(encoding="utf-8")))
+    rates = _rates(figures, rows)
     evaluations = _evaluations(cells, folders)
     section = Section(
         "compare",

@@ -55,13 +55,12 @@ def run(
         missing = {cell.key: cell for cell in wanted if work.done(folders[cell.key]) is None}
         for key in folders.keys() - missing.keys():
             work.tidy(folders[key])
-        failed = _make(wanted, missing, folders, out, work_on, make)
+        rows, failed = _make(wanted, missing, folders, out, work_on, make)
         if tune:
-            rows = table.write(wanted, folders, out)
             found = tries.logged(given, rows, wanted[0].versions["weights"])
             write_text(out / tries.LOG, found.model_dump_json(indent=2) + "\n")
             print(out / tries.LOG)
-        for line in page.write(asked.reference, wanted, folders, out, log):
+        for line in page.write(asked.reference, wanted, folders, rows, out, log):
             print(line)
     if failed:
         raise TrainingError(
@@ -96,8 +95,8 @@ def _make(
     out: Path,
     work_on: Work,
     make: Make,
-) -> list[str]:
-    """Make what is missing, and tell of it; returns a line of each cell that failed."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Make what is missing, and tell of it; returns the rows of the table, and a line of each cell that failed."""
     print(f"{len(folders)} cells, {len(folders) - len(missing)} of them there", flush=True)
     rows = table.write(wanted, folders, out)
     failed, begun = [], time.monotonic()
@@ -113,7 +112,7 @@ def _make(
             f"about {left / 60:.0f} minutes left",
             flush=True,
         )
-    return failed
+    return rows, failed
 
 
 def _told(rows: list[dict[str, Any]], cell: Cell) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -45,7 +46,7 @@ class Log(Section):
 
     def notes(self, labels: Sequence[str], weights: str) -> list[str]:
         """What a reader has to know of how these methods were tuned; `weights` is the digest of their base."""
-        counts = {each.method: sum(one.method == each.method for one in self.tries) for each in self.tries}
+        counts = Counter(each.method for each in self.tries)
         told = []
         if tuned := [label for label in labels if label in counts]:
             sizes = self.sizes
