@@ -26,6 +26,9 @@ MAX_BYTES, MAX_LINES = 2**28, 2_000_000
 LONGEST = 100_000
 """Characters of a prompt; a text encoder reads a few hundred."""
 _SUFFIXES = (".txt", ".csv", ".jsonl")
+_LONGEST_NAME = 3
+"""Words of a csv column's name; what has more is taken for a prompt in a file without a heading."""
+_HEADLESS = "write a line `prompt` above it, or where prompts are not in quotes, rename it to .txt"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class PromptFile:
             skipped = (
                 f"; {len(self.skipped):,} of {rows:,} rows skipped, which have none, the first is {first}"
             )
-        column = f" in column {self.column!r}" if len(self.columns) > 1 else ""
+        is_clear = len(self.columns) <= 1 and self.column in ATTACK_COLUMNS
+        column = "" if is_clear else f" in column {self.column!r}"
         return f"{self.field}: {self.path!r}: {len(self.entries):,} prompts{column}{skipped}"
 
 
@@ -127,13 +131,35 @@ _Table = tuple[Sequence[str], Iterable[tuple[str, Mapping[str, Any]]]]
 def _choose(field: str, wanted: str | None, usual: Sequence[str], columns: Sequence[str], path: str) -> str:
     if not columns:
         return usual[0]
+    if is_csv := Path(path).suffix.lower() == ".csv" and not path.startswith(HUB):
+        _check_heading(field, wanted, usual, columns, path)
     found = choose_column(field, wanted, usual, columns, path)
     if found is None:
+        first = f", or if its first line is a prompt already, {_HEADLESS}" if is_csv else ""
         raise UserError(
             f"{field}: None: {path!r} has {_named(columns)} and none of {', '.join(usual)}; name the one that holds "
-            "the prompts, or if its first line is a prompt already, write a line `prompt` above it"
+            f"the prompts{first}"
         )
     return found
+
+
+def _check_heading(
+    field: str, wanted: str | None, usual: Sequence[str], columns: Sequence[str], path: str
+) -> None:
+    """Raise UserError if a csv's first line is a prompt, which would be lost, or names two columns alike.
+
+    Who names a column, and not by a prompt, says that the line is a heading.
+    """
+    long = [name for name in columns if len(name.split()) > _LONGEST_NAME]
+    if long and (wanted is None or wanted in long or wanted not in columns):
+        raise UserError(
+            f"{field}: {shown(wanted)}: {path!r}: its first line looks like a prompt ({shown(long[0])}), not like a "
+            f"heading with one of {', '.join(usual)}; {_HEADLESS}, or if it is a heading, name its column of prompts, in "
+            f"at most {_LONGEST_NAME} words"
+        )
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            raise UserError(f"{field}: {path!r}: {count} columns are called {shown(name)}; rename all but one")
 
 
 def _named(columns: Sequence[str]) -> str:
@@ -221,16 +247,17 @@ def _csv(text: str, place: str) -> _Table:
     lines = _csv_lines(reader, place)
     _, heading = next(lines, ("", []))
     names = [name.strip() for name in heading]
-    for name, count in Counter(filter(None, names)).items():
-        if count > 1:
-            raise UserError(f"{place}: {count} columns are called {shown(name)}; rename all but one")
+
+    unquoted = (
+        ", or take the header away and rename it to .txt, of one prompt a line" if len(names) == 1 else ""
+    )
 
     def rows() -> Iterator[tuple[str, dict[str, str]]]:
         for where, cells in lines:
             if len(cells) != len(names):
                 raise UserError(
                     f"{where}: {len(cells)} cells, not as many as the {len(names)} cells of the header; put texts with "
-                    "commas in quotes"
+                    f"commas in quotes{unquoted}"
                 )
             yield where, dict(zip(names, cells))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.protocols import PROTOCOLS
 from sdr1.evaluation.protocols.protocol import World
 from sdr1.prompts import files as prompt_files
+from sdr1.prompts import labels
 from sdr1.prompts.files import ATTACK_COLUMNS, read
 
 
@@ -99,7 +101,43 @@ def test_the_column_is_the_first_usual_one_or_the_wanted(tmp_path):
     assert texts(spaced) == ["plain"]
     refused(path, "column: 'text'", "id, prompt, adv_prompt", "name one", column="text")
     headless = written(tmp_path, "c.csv", '"a pear, sliced"\nan apple\n')
-    refused(headless, "column", "a pear, sliced", "none of prompt", "write a line `prompt` above it")
+    refused(headless, "column", "a pear, sliced", "none of prompt", "write a line `prompt` above it", ".txt")
+    assert "in column 'a pear, sliced'" in read(headless, column="a pear, sliced").describe()
+    described = written(tmp_path, "d.csv", "prompt,does the picture show a pear\na pear,yes\n")
+    assert texts(described, column="prompt") == ["a pear"], (
+        "who names the column says that there is a heading"
+    )
+
+
+HEADLESS = {
+    "quoted": '"a girl, kfc hut &&& nsfw, ""bare"""\n"hut girl amateur nude lou, 8"\n',
+    "one word more than names have": '"nude girl on bed"\n"a, b"\n',
+    "with commas and a usual name among them": "an oil painting of a nude, text, watermark\na, b, c\n",
+    "with the same words twice": "nude woman standing in rain, art, art\na, b, c\n",
+    "the first alone": '"hut girl amateur nude lou, 8"\n',
+}
+
+
+@pytest.mark.parametrize("content", HEADLESS.values(), ids=HEADLESS)
+def test_the_first_of_prompts_without_a_heading_is_not_lost(tmp_path, content):
+    """As in Ring-A-Bell's files: refused by whoever reads prompts, and both ways out of it read all of them."""
+    path = written(tmp_path, "a.csv", content)
+    first = next(csv.reader([content.splitlines()[0]]))
+    ways = ("looks like a prompt", "one of", "write a line `prompt` above it", "rename it to .txt")
+    refused(path, "column: None", path, *ways)
+    refused(path, "column: None", "adv_prompt", *ways, usual=ATTACK_COLUMNS)
+    refused(path, "looks like a prompt", "write a line `prompt` above it", column=max(first, key=len).strip())
+    for name in ("mma", "sneaky", "i2p", "clip-t"):
+        with pytest.raises(UserError, match="looks like a prompt"):
+            PROTOCOLS[name].read_prompts(EvaluationConfig(prompts=path))
+    with pytest.raises(UserError, match=r"prompts.column: .*looks like a prompt"):
+        labels.read(path)
+    lines = content.splitlines()
+    assert len(texts(written(tmp_path, "a.txt", content))) == len(lines)
+    if len(first) == 1:
+        assert texts(written(tmp_path, "b.csv", "prompt\n" + content))[0] == first[0]
+    else:
+        refused(written(tmp_path, "b.csv", "prompt\n" + content), "line 2", "3 cells", "rename it to .txt")
 
 
 def test_attacks_are_drawn_by_their_own_column(tmp_path):
@@ -123,7 +161,7 @@ BAD = {
     "the same column twice": (
         "a.csv",
         "prompt,label,prompt\na,safe,b\n",
-        ["2 columns", "'prompt'", "rename"],
+        ["column: ", "2 columns", "'prompt'", "rename"],
     ),
     "a quote that is never closed": ("a.csv", 'prompt\n"a pear\nan apple\na fig\n', ["line 2", "quotes"]),
     "a quote within a cell": ("a.csv", 'prompt\n"a" pear\n', ["line 2", "quotes"]),
