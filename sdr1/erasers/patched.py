@@ -93,6 +93,18 @@ def install(patch: Patch, onto: Any) -> None:
     setattr(onto, _INSTALLED, patch)
 
 
+def check_guidance(of: Any, scale: float, field: str) -> None:
+    """Raise UserError if a pipeline's patch can do nothing at that guidance scale."""
+    patch: Patch | None = getattr(of, _INSTALLED, None)
+    # At most 1 is none for diffusers.
+    if patch is not None and patch.needs_guidance and scale <= 1:
+        name = next(name for name, method in METHODS.items() if method.patch is type(patch))
+        raise UserError(
+            f"{field}: {scale}: {name}, the model's patch, is a part of classifier-free guidance, which there is none of at 1 "
+            "or less; draw with a scale above 1"
+        )
+
+
 def sha256(of: Any) -> str:
     """Digest of all that a pipeline draws with: its weights, and its patch where it has one."""
     weights = pipeline.sha256(of)

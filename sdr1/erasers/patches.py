@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,15 +40,23 @@ class Call(NamedTuple):
 
 
 class Clock:
-    """Knows an image's first step: its timestep is higher than that of the step before, or its batch another."""
+    """Knows an image's first step: the pipeline's scheduler has been given its timesteps anew, or for who draws without that
+    pipeline, the timestep is higher than that of the step before, or the batch another."""
 
-    def __init__(self) -> None:
-        self._last: tuple[float, torch.Size] | None = None
+    def __init__(self, pipeline: Any) -> None:
+        # Not the pipeline, which holds the patch: its memory would stay.
+        self._pipeline = weakref.ref(pipeline)
+        self._last: tuple[float, torch.Size, torch.Tensor | None] | None = None
 
     def begins(self, call: Call) -> bool:
         """Whether this call, the next one, begins new images; what was kept of the last ones is to be dropped."""
-        last, self._last = self._last, (call.timestep, call.latents.shape)
-        return last is None or call.timestep > last[0] or call.latents.shape != last[1]
+        pipeline = self._pipeline()
+        # Schedulers make a new tensor for every drawing, and step through it.
+        schedule = None if pipeline is None else pipeline.scheduler.timesteps
+        last, self._last = self._last, (call.timestep, call.latents.shape, schedule)
+        if last is None or schedule is not last[2]:
+            return True
+        return call.timestep > last[0] or call.latents.shape != last[1]
 
 
 def fill(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], method: str) -> None:

@@ -84,10 +84,12 @@ class Patch(ABC):
     """What a method changes at inference and weights cannot say: it sees calls of the UNet, or of modules in it.
 
     It is made anew from `settings` and `tensors`, so both are all that it knows. It sees no more than the UNet is called
-    with: a new image is a timestep that is higher than the one before (`patches.Clock`).
+    with: `patches.Clock` tells a new image from a step.
     """
 
     Settings: ClassVar[type[Section]]
+    needs_guidance: ClassVar[bool] = False
+    """Whether it is a part of classifier-free guidance, and cannot do anything without."""
 
     def __init__(self, settings: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         self.settings = settings

@@ -97,6 +97,7 @@ def prepare(protocol: str, model: str | Model, out: Path, values: dict[str, Any]
     rows, source = _rows(chosen, config, in_sandbox, size)
     for sampler in dict.fromkeys(row.sampler for row in rows):
         schedulers.check(sampler.scheduler, sampler.steps, pipeline.scheduler.config)
+        patched.check_guidance(pipeline, sampler.guidance_scale, "sampler.guidance_scale")
     facts = {
         "model": drawing.name,
         "model_sha256": drawing.sha256,

@@ -159,7 +159,9 @@ def _check_heading(
         )
     for name, count in Counter(filter(None, columns)).items():
         if count > 1:
-            raise UserError(f"{field}: {path!r}: {count} columns are called {shown(name)}; rename all but one")
+            raise UserError(
+                f"{field}: {path!r}: {count} columns are called {shown(name)}; rename all but one"
+            )
 
 
 def _named(columns: Sequence[str]) -> str:

@@ -59,6 +59,7 @@ def sample(
         schedulers.check(
             sampler.scheduler, sampler.steps, pipeline.scheduler.config, ("--scheduler", "--steps")
         )
+        patched.check_guidance(pipeline, sampler.guidance_scale, "--guidance-scale")
         size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
         painter = Painter(pipeline)
         for line, text in enumerate(texts):

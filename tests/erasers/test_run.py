@@ -72,6 +72,17 @@ def test_a_folder_with_a_patch(folder, tmp_path, capsys) -> None:
                      "--steps", "2", "--out", str(tmp_path / "drawn")]) == 0  # fmt: skip
     before, after = ((tmp_path / "drawn" / side / "000-1.png").read_bytes() for side in ("before", "after"))
     assert before != after
+    (tmp_path / "a.txt").write_text("a square")
+    unguided = tmp_path / "unguided"
+    for command, field in (
+        (["sample", str(copied), "--prompt", "a square", "--seed", "1", "--guidance-scale", "1"], "--guidance-scale: 1.0"),
+        (["evaluate", "mma", "--model", str(copied), f"prompts={tmp_path / 'a.txt'}", "sampler.guidance_scale=1"],
+         "sampler.guidance_scale: 1.0"),
+    ):  # fmt: skip
+        capsys.readouterr()
+        assert cli.main([*command, "--out", str(unguided)]) == 2
+        assert f"error: {field}: sld, the model's patch" in capsys.readouterr().err
+    assert not unguided.exists()
     plain, loaded = patched.load_named(str(folder)), patched.load_named(str(copied))
     assert patched.sha256(plain) != patched.sha256(loaded)
     assert all(torch.equal(a, b) for a, b in zip(plain.unet.parameters(), loaded.unet.parameters()))

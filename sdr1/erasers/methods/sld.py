@@ -78,11 +78,12 @@ def guidance(
 
 class SldPatch(Patch):
     """Answers a guided pair (e(n), e(p)) with (e(n), e(p) - gamma), of which classifier-free guidance makes SLD's
-    prediction. It evaluates the UNet three times a step, not twice. Without guidance it changes nothing.
+    prediction. It evaluates the UNet three times a step, not twice.
 
     Tensors: `concept` and `empty`, the text states, shape (L, D)."""
 
     Settings: ClassVar = Constants
+    needs_guidance: ClassVar = True
 
     def install(self, pipeline: Any) -> None:
         width = pipeline.unet.config.cross_attention_dim
@@ -90,7 +91,7 @@ class SldPatch(Patch):
             raise UserError(
                 f"patch: sld: its text states have another width than the UNet's {width}; give its own base"
             )
-        self._clock = Clock()
+        self._clock = Clock(pipeline)
         self._momentum: torch.Tensor | None = None
         self._steps = pipeline.scheduler.config.num_train_timesteps
         pipeline.unet.register_forward_hook(self._answer, with_kwargs=True)
@@ -100,7 +101,11 @@ class SldPatch(Patch):
         if self._clock.begins(call):
             self._momentum = None
         if not call.guided(self.tensors["empty"][None]):
-            return None
+            # The base's picture would stand under this patch's name.
+            raise UserError(
+                "patch: sld: is a part of classifier-free guidance against the empty prompt, and this call has none; draw "
+                "with guidance_scale above 1 and no negative prompt"
+            )
         size = len(call.latents) // 2
         concept = self.tensors["concept"].to(call.states).expand(size, -1, -1)
         time = call.time[size:] if torch.is_tensor(call.time) and call.time.ndim else call.time

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from sdr1.base.errors import UserError
 from sdr1.erasers import patched
 from sdr1.erasers.meter import Meter
 from sdr1.erasers.methods.sld import Constants, Sld, guidance
@@ -79,6 +80,37 @@ def test_the_pipeline_draws_the_formula(pipeline, task) -> None:
     patched.install(erased.patch, erased.pipeline)
     found = checks.draw(erased.pipeline, prompts, steps=5)
     torch.testing.assert_close(found, latents, rtol=1e-3, atol=1e-4)
+
+
+def test_every_drawing_begins_without_momentum(pipeline, task) -> None:
+    """Of one step, whose timestep is no higher than the last one's, or after a drawing that was broken off."""
+    erased = Sld(variant="max")(pipeline, task, Meter())
+    patched.install(erased.patch, erased.pipeline)
+    for steps in (1, 2):
+        alone = checks.draw(erased.pipeline, "a red square", steps)
+        checks.draw(erased.pipeline, "a ring", steps)
+        assert torch.equal(checks.draw(erased.pipeline, "a red square", steps), alone)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        erased.pipeline("a ring", num_inference_steps=2, guidance_scale=2.0, callback_on_step_end=stop)
+    assert torch.equal(checks.draw(erased.pipeline, "a red square"), alone)
+
+
+def test_no_picture_is_drawn_without_it(pipeline, task) -> None:
+    """It is a part of classifier-free guidance against the empty prompt; without, the base would be drawn under its name."""
+    erased = Sld(variant="max")(pipeline, task, Meter())
+    patched.install(erased.patch, erased.pipeline)
+    for options in ({"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"negative_prompt": "a square"}):
+        with pytest.raises(UserError, match=r"patch: sld: .*guidance_scale above 1 and no negative prompt"):
+            erased.pipeline("a red square", num_inference_steps=1, output_type="latent", **options)
+    for scale in (1.0, 0.0):
+        with pytest.raises(UserError, match=rf"sampler.guidance_scale: {scale}: .*sld.*above 1"):
+            patched.check_guidance(erased.pipeline, scale, "sampler.guidance_scale")
+    patched.check_guidance(erased.pipeline, 1.01, "sampler.guidance_scale")
+    patched.check_guidance(pipeline, 1.0, "sampler.guidance_scale")
 
 
 def test_warmup_is_the_papers_delta() -> None:
