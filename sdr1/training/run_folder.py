@@ -176,22 +176,23 @@ def is_stored(address: str) -> bool:
     """
     store = Storage(address)
     with explained(address):
-        names = store.names()
-        if names and not names & {OWNER, MARKER}:
+        is_ours = any(store.read(name) for name in (OWNER, MARKER))
+        if not (is_ours or store.is_empty()):
             raise UserError(
                 f"run.storage: {address}: is not empty and holds no training run of sdr1 ({OWNER} is missing); choose "
                 "another address"
             )
-        stored = bool(store.complete())
-    if not stored and any(name == SUMMARY or name.startswith("model/") for name in names):
-        raise UserError(
-            f"run.storage: {address}: holds a run whose checkpoints are gone; choose another address, or empty it"
-        )
+        stored = is_ours and bool(store.complete())
+        if is_ours and not stored and (store.read(SUMMARY) or store.names("model")):
+            raise UserError(
+                f"run.storage: {address}: holds a run whose checkpoints are gone; choose another address, or empty it"
+            )
     return stored
 
 
 def _bring(address: str, run: Path) -> None:
-    """Make the folder what the copy is, unless the folder has that and maybe more, from when the store was away.
+    """Make the folder what the copy is, unless the folder has that and maybe more, from when the store was away, or is
+    further on a way of its own: what took longer stays.
 
     Raises:
         UserError: the copy cannot be read, or is of another run.
@@ -209,7 +210,14 @@ def _bring(address: str, run: Path) -> None:
                 raise UserError(
                     f"run.storage: {address}: holds another run than run.directory {run}; choose another of the two"
                 )
-            if mine.startswith(theirs) and int(here[-1].name) >= int(copied[-1]):
+            ahead = int(here[-1].name) - int(copied[-1])
+            if ahead > 0 and not mine.startswith(theirs):
+                print(
+                    f"run.storage: {run} has a checkpoint {ahead} iterations further than the copy at {address}, which "
+                    "another start has made; the folder's run goes on, and takes the place of the copy",
+                    flush=True,
+                )
+            if ahead > 0 or (ahead == 0 and mine.startswith(theirs)):
                 return
         print(f"run.storage: the run at {address} is copied to {run}", flush=True)
         draft = partial(folder_of(run))

@@ -36,9 +36,19 @@ class Storage:
         """
         self._fs = _file_system(address)
 
-    def names(self) -> set[str]:
+    def names(self, under: str = "") -> set[str]:
+        """Of all files, or of those in a folder there."""
         self._fs.invalidate_cache()
-        return set(self._fs.find(""))
+        return set(self._fs.find(under))
+
+    def is_empty(self) -> bool:
+        """Whether no file is there; not more is listed than it takes to find one."""
+        self._fs.invalidate_cache()
+        try:
+            return not any(name for *_, files in self._fs.walk("", on_error="raise") for name in files)
+        except FileNotFoundError:
+            # No such folder; that there is no such bucket, only a search says.
+            return not self.names()
 
     def read(self, name: str) -> bytes:
         """The content of a file; empty if there is none."""
@@ -66,7 +76,7 @@ class Storage:
 
     def complete(self) -> list[str]:
         """Names of the checkpoints that are whole and that the pointer has reached, oldest first."""
-        whole = {name.split("/")[1] for name in self.names() if _in_checkpoint(name, FACTS)}
+        whole = {name.split("/")[1] for name in self.names(_CHECKPOINTS) if _in_checkpoint(name, FACTS)}
         pointer = self.read(f"{_CHECKPOINTS}/{POINTER}") if whole else b""
         if not pointer:
             # Before the first pointer nothing else tells the half of a file that a plain file system shows.
@@ -95,7 +105,7 @@ class Storage:
         """Remove all others, and what writers that died have left of them."""
         # The facts first: without them the rest is no checkpoint.
         for file in (FACTS, TENSORS):
-            for name in sorted(self.names()):
+            for name in sorted(self.names(_CHECKPOINTS)):
                 if _in_checkpoint(name, file) and name.split("/")[1] not in names:
                     self.remove(name)
 

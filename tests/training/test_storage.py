@@ -188,7 +188,7 @@ def test_an_edited_checkpoint_is_refused_and_the_one_before_taken(small, tmp_pat
         assert f"{name}: {checkpoint.TENSORS} is not what was written (sha256 differs)" in caplog.text
 
 
-def test_the_folder_wins_only_where_it_is_the_same_run_and_further(small, tmp_path):
+def test_the_folder_wins_only_where_it_is_the_same_run_and_further(small, tmp_path, capsys):
     config = on(small(9), tmp_path / "a")
     copy, _ = opened(config)
     make(config, 1)
@@ -207,11 +207,31 @@ def test_the_folder_wins_only_where_it_is_the_same_run_and_further(small, tmp_pa
     theirs._send(everything=False)
     make(config, 4)
     make(config, 5)
+    copy, start = opened(config)
+    assert start == 5, "what took longer stays"
+    assert checkpoint.newest(tmp_path / "a").state.result.buffer[0] == 5
+    assert f"1 iterations further than the copy at {ADDRESS}" in capsys.readouterr().out
+    assert opened(other)[1] == 4, "until it is sent"
+    copy, _ = opened(config)
+    copy._send(everything=False)
+    copy._send(everything=True)
+    assert opened(on(small(9), tmp_path / "d"))[1] == 5
+    assert [checkpoint.load(each).state.result.buffer[0] for each in checkpoint.complete(tmp_path / "d")] == [
+        4,
+        5,
+    ]
+    # Both go on, and the other sends first.
+    theirs, start = opened(other)
+    assert start == 5
+    make(other, 6, kind=1)
+    theirs._send(everything=False)
+    make(config, 6)
+    write_text(tmp_path / "a" / "samples" / "000007-safe.png", "picture")
     _, start = opened(config)
-    assert start == 4
-    assert checkpoint.newest(tmp_path / "a").state.result.buffer[0] == 14
+    assert start == 6
+    assert checkpoint.newest(tmp_path / "a").state.result.buffer[0] == 16
     assert (tmp_path / "a" / NAME).read_bytes() == contents()[NAME]
-    assert not (tmp_path / "a" / "samples" / "000005-safe.png").exists()
+    assert not (tmp_path / "a" / "samples" / "000007-safe.png").exists()
     # A folder of another run.
     strange = on(small(9), tmp_path / "c", "memory://bucket/other")
     opened(strange)
@@ -309,6 +329,38 @@ def test_what_is_not_ours_is_refused_and_untouched(small, tmp_path):
         train(on(small(1), tmp_path / "a"), local=True)
     assert contents() == {"thesis.txt": b"mine"}
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_look_at_an_address_does_not_list_all_that_is_there(small, tmp_path, monkeypatch, kind):
+    """A bucket of a million objects of somebody's, or a run with as many pictures, costs a few requests."""
+    address = f"{kind}://{tmp_path}/store"
+    store, asked = Storage(address), []
+    find, ls = DirFileSystem.find, type(store._fs.fs).ls
+    monkeypatch.setattr(
+        DirFileSystem, "find", lambda self, path, **options: asked.append(path) or find(self, path, **options)
+    )
+    monkeypatch.setattr(
+        type(store._fs.fs), "ls", lambda self, path, *a, **o: asked.append(path) or ls(self, path, *a, **o)
+    )
+    assert not run_folder.is_stored(address), "nothing is there"
+    for n in range(20):
+        store.write(f"photographs/{n}/picture.png", b"mine")
+    asked.clear()
+    with pytest.raises(UserError, match="is not empty and holds no training run"):
+        run_folder.is_stored(address)
+    assert len(asked) < 5
+    store.remove("photographs/0/picture.png")
+    for n in range(1, 20):
+        store.remove(f"photographs/{n}/picture.png")
+    config = on(small(9), tmp_path / "a", address)
+    copy, _ = opened(config)
+    make(config, 1)
+    copy._send(everything=False)
+    asked.clear()
+    assert run_folder.is_stored(address)
+    assert asked
+    assert all("checkpoints" in str(path) for path in asked)
 
 
 def test_a_copy_is_not_made_where_the_run_lies(small, tmp_path):

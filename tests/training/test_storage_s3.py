@@ -23,6 +23,7 @@ import pytest
 import s3fs
 
 from sdr1.base.errors import UserError
+from sdr1.training.run_folder import is_stored
 from sdr1.training.storage import Storage, explained
 
 BUCKET = "bucket"
@@ -124,12 +125,16 @@ def test_what_s3_refuses_is_one_line_with_its_cure(line, monkeypatch):
     store.remove("checkpoints/000001/checkpoint.json")
     store.remove("checkpoints/000001/checkpoint.json")
     assert store.names() == set()
+    assert store.is_empty()
+    store.put(SMOKE, "photographs/deep/picture.png")
+    assert not store.is_empty()
+    with pytest.raises(UserError, match="is not empty and holds no training run"):
+        is_stored(f"s3://{BUCKET}/some/run")
+    store.remove("photographs/deep/picture.png")
+    assert not is_stored(f"s3://{BUCKET}/some/run")
     told = {"missing": "The specified bucket does not exist; make the bucket, or give another address"}
-    with (
-        pytest.raises(UserError, match=f"run.storage: s3://missing/run: {told['missing']}"),
-        explained("s3://missing/run"),
-    ):
-        Storage("s3://missing/run").names()
+    with pytest.raises(UserError, match=f"run.storage: s3://missing/run: {told['missing']}"):
+        is_stored("s3://missing/run")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     s3fs.S3FileSystem.clear_instance_cache()
@@ -137,7 +142,7 @@ def test_what_s3_refuses_is_one_line_with_its_cure(line, monkeypatch):
         pytest.raises(UserError, match="Unable to locate credentials; give credentials that may"),
         explained("s3://a/b"),
     ):
-        Storage("s3://bucket/run").names()
+        Storage("s3://bucket/run").is_empty()
 
 
 def _train(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
