@@ -88,6 +88,18 @@ def remove_partial(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def open_lock(path: Path) -> IO[str]:
+    """A file to `hold`, made where there is none; what is in it stays.
+
+    Raises:
+        OSError: it cannot be written, or something else is there: a pipe would wait for its reader.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, f"{path.name} is not a regular file", str(path))
+    # Not truncated: who has it may be another process.
+    return open(path, "a")
+
+
 def hold(file: IO[Any], taken: str) -> None:
     """Hold an open file alone until it is closed; the system lets go when this process ends, however it ends.
 

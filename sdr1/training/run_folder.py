@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import hold, partial, refuse_foreign, remove_partial, sync, write_text
+from sdr1.base.files import hold, open_lock, partial, refuse_foreign, remove_partial, sync, write_text
 from sdr1.base.plain_data import peek, read_bytes
 from sdr1.base.records import LearnerState
 from sdr1.config.training import Config
@@ -116,8 +116,7 @@ def held(config: Config) -> Iterator[None]:
             pass
         if not (run / MARKER).exists():
             _mark(run, {})
-        # Not truncated: who has it may be another process.
-        lock = open(run / "lock", "a")  # noqa: SIM115
+        lock = open_lock(run / "lock")
     except OSError as error:
         raise UserError(
             f"run.directory: {run}: cannot be written ({error.strerror}); change its permissions, make room, or choose another folder"

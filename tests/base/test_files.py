@@ -1,11 +1,12 @@
 """Nothing that sdr1 did not write is removed or written over."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import refuse_foreign, remove_partial, write_text
+from sdr1.base.files import hold, open_lock, refuse_foreign, remove_partial, write_text
 
 
 def test_a_folder_is_used_when_it_is_new_empty_or_ours(tmp_path: Path) -> None:
@@ -42,6 +43,18 @@ def test_only_half_written_files_of_ours_are_removed(tmp_path: Path, monkeypatch
     assert len(list(tmp_path.rglob("*half*"))) == 2
     remove_partial(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match=f"{name} is not a regular file"):
+            open_lock(tmp_path / name)
+    with open_lock(tmp_path / "lock") as one, open_lock(tmp_path / "lock") as two:
+        hold(one, "taken")
+        with pytest.raises(UserError, match="taken"):
+            hold(two, "taken")
 
 
 def test_what_a_kill_left_of_the_marker_does_not_close_the_folder(

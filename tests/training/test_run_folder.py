@@ -61,6 +61,20 @@ def test_a_run_that_took_its_time_goes_only_by_hand(small, tmp_path):
             train(again(config, resume), local=True)
 
 
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(small, tmp_path):
+    config, run = small(1), tmp_path / "run"
+    run.mkdir()
+    (run / run_folder.MARKER).write_text('{"config": {}}')
+    os.mkfifo(run / "lock")
+    with (
+        pytest.raises(
+            UserError, match=r"run.directory: .* cannot be written \(lock is not a regular file\); "
+        ),
+        run_folder.held(config),
+    ):
+        pass
+
+
 def test_a_run_of_an_earlier_version_goes_on(small, tmp_path):
     whole = train(small(3, run={"directory": str(tmp_path / "whole")}), local=True)
     config, run = small(2), tmp_path / "run"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr1.base.errors import TrainingError
-from sdr1.base.files import hold, refuse_foreign, remove_partial, write_text
+from sdr1.base.files import hold, open_lock, refuse_foreign, remove_partial, write_text
 from sdr1.studies.compare import effort, page, table, tries, work
 from sdr1.studies.compare.cells import DEFAULT, Cell, Comparison, cells, read
 from sdr1.studies.compare.tries import Log
@@ -126,6 +126,6 @@ def _told(rows: list[dict[str, Any]], cell: Cell) -> str:
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     """Keep a second comparison out of the folder."""
-    with open(out / "lock", "a") as lock:
+    with open_lock(out / "lock") as lock:
         hold(lock, f"--out: {out}: another comparison works there; choose another folder")
         yield
