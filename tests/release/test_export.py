@@ -164,6 +164,16 @@ def test_before_is_what_the_run_started_from(small, tmp_path):
     assert (before.model, before.config, before.unet) == (str(file), str(folder), unet)
 
 
+def test_a_model_older_than_its_runs_checkpoints_is_not_drawn_as_after(small, tmp_path):
+    """As an extended run leaves it that was stopped; the export is of the newest checkpoint."""
+    run = tmp_path / "run"
+    train(small(1), local=True)
+    (run / "summary.json").write_text('{"iterations": 0}')
+    with pytest.raises(UserError, match=f"MODEL: .*the run has no model yet; use `sdr1 export {run}`"):
+        sample(str(run), ["a ring"], [0], tmp_path / "out", Sampler())
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_drawn_when_one_side_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         sample(str(tmp_path / "none"), ["x"], [0], tmp_path / "out", Sampler(), "sandbox")
