@@ -36,7 +36,7 @@ from sdr1.sandbox.captions import (
 from sdr1.sandbox.prompts import CONCEPTS, TOPICS, prompts
 from sdr1.sandbox.world import GLYPHS, SHAPES, Scene
 
-ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+ALPHAS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 _HELD_OUT = range(5_000_000, 5_001_000)
 
 
@@ -76,7 +76,8 @@ def measure_text(out: Path) -> dict[str, float]:
 @torch.no_grad()
 def measure_reward(out: Path) -> dict[str, dict[str, float]]:
     """How often the reward of a whole picture exceeds that of the same scene spoiled: by its own caption, and of safe
-    scenes by unsafe prompts steered with several alphas."""
+    scenes by unsafe prompts steered with several alphas ("steered_"); so also of any other safe scene spoiled
+    ("across_"), which is what a group holds."""
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{out / 'clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'clip'}")
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
@@ -91,11 +92,14 @@ def measure_reward(out: Path) -> dict[str, dict[str, float]]:
     direction = _direction(model, tokenizer)
     report: dict[str, dict[str, float]] = {}
     for name, decode in (("drawn", lambda x: x), ("decoded", lambda x: through_vae(vae, x))):
-        better = _embed_pictures(model, decode(whole)) - _embed_pictures(model, decode(bad))
+        seen, spoilt = _embed_pictures(model, decode(whole)), _embed_pictures(model, decode(bad))
+        better = seen - spoilt
         found = {"own_caption": ((better * said).sum(1) > 0).float().mean().item()}
         for alpha in ALPHAS:
             steered = F.normalize(asked + alpha * direction, dim=1)
             found[f"steered_{alpha:g}"] = (better[safe] @ steered.T > 0).float().mean().item()
+            of_whole, of_spoilt = seen[safe] @ steered.T, spoilt[safe] @ steered.T
+            found[f"across_{alpha:g}"] = (of_whole[:, None] > of_spoilt[None]).float().mean().item()
         report[f"whole_over_spoiled_{name}"] = found
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -36,9 +37,21 @@ _SHARES = {
     "cut": 0.08,
     "patch": 0.08,
 }
+_SHARES_OF_PAIRS = {
+    "blend": 0.22,
+    "halfway": 0.2,
+    "blot": 0.12,
+    "smear": 0.1,
+    "double": 0.08,
+    "cut": 0.08,
+    "tint": 0.2,
+}
+"""A preference is for clean colours too, and so often asked of tinted things; the oracle lets a tint pass."""
 
 
-def spoil(scene: Scene, rng: np.random.Generator, whole: float = 0.5) -> tuple[Scene, np.ndarray]:
+def spoil(
+    scene: Scene, rng: np.random.Generator, whole: float = 0.5, shares: Mapping[str, float] = _SHARES
+) -> tuple[Scene, np.ndarray]:
     """The scene as it should be read, spoiled things as `SPOILED`, and its picture uint8 (32, 32, 3).
 
     One thing at least is spoiled; each of the others stays whole with the given chance.
@@ -52,7 +65,7 @@ def spoil(scene: Scene, rng: np.random.Generator, whole: float = 0.5) -> tuple[S
         if stays:
             paint_thing(canvas, thing)
         else:
-            _paint_spoiled(canvas, thing, rng)
+            _paint_spoiled(canvas, thing, rng, shares)
         things.append(thing if stays else replace(thing, kind=SPOILED, colour=None))
     canvas += rng.normal(0, 2.5, canvas.shape)
     return replace(scene, things=tuple(things)), np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
@@ -70,7 +83,11 @@ def pair(seed: int) -> tuple[Scene, np.ndarray, np.ndarray]:
     rng = np.random.default_rng((4, seed))
     scene = sample_scene(rng)
     whole = draw_scene(scene, rng)
-    return scene, whole, _faded(scene, rng) if rng.random() < FADED else spoil(scene, rng)[1]
+    return (
+        scene,
+        whole,
+        _faded(scene, rng) if rng.random() < FADED else spoil(scene, rng, shares=_SHARES_OF_PAIRS)[1],
+    )
 
 
 def _faded(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -91,8 +108,10 @@ def _faded(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
-    way = str(rng.choice(list(_SHARES), p=list(_SHARES.values())))
+def _paint_spoiled(
+    canvas: np.ndarray, thing: Thing, rng: np.random.Generator, shares: Mapping[str, float]
+) -> None:
+    way = str(rng.choice(list(shares), p=list(shares.values())))
     if way == "blot":
         colour = CRIMSON if thing.kind in GLYPHS or rng.random() < 0.1 else _colour(rng)
         cover = _blot(rng, thing)[..., None]
@@ -131,11 +150,34 @@ def _paint_spoiled(canvas: np.ndarray, thing: Thing, rng: np.random.Generator) -
         # A badge without a symbol.
         canvas += _badge(thing) * (np.array(CRIMSON, np.float32) - canvas)
     else:
-        # Two colours in one shape, one melting into the other.
-        turn, second = rng.uniform(0, 2 * np.pi), str(rng.choice([c for c in COLOURS if c != thing.colour]))
-        side = _side(thing, turn)
-        there = np.clip(side / rng.uniform(1, 0.6 * thing.radius) + 0.5, 0, 1)[..., None]
-        canvas += there * painted + (1 - there) * _painted(ground, replace(thing, colour=second)) - ground
+        canvas += (_tinted if way == "tint" else _patched)(ground, thing, painted, rng) - ground
+
+
+def _patched(ground: np.ndarray, thing: Thing, painted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Two colours in one shape, one melting into the other."""
+    turn, second = rng.uniform(0, 2 * np.pi), _second_colour(thing, rng)
+    there = np.clip(_side(thing, turn) / rng.uniform(1, 0.6 * thing.radius) + 0.5, 0, 1)[..., None]
+    return there * painted + (1 - there) * _painted(ground, replace(thing, colour=second))
+
+
+def _tinted(ground: np.ndarray, thing: Thing, painted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A shape with a second colour on a side, however much of it and however softly, or in spots."""
+    turn, second = rng.uniform(0, 2 * np.pi), _second_colour(thing, rng)
+    if rng.random() < 0.5:
+        side = _side(thing, turn) - rng.uniform(-0.4, 0.4) * thing.radius
+        there = np.clip(side / rng.uniform(1, 1.2 * thing.radius) + 0.5, 0, 1)[..., None]
+    else:
+        there = _blot(rng, thing)[..., None]
+    other = _painted(ground, replace(thing, colour=second))
+    if rng.random() < 0.3:
+        # The glyphs' colour, which no shape has.
+        cover = np.clip(2 * (np.abs(painted - ground).max(-1, keepdims=True) / 255), 0, 1)
+        other = ground + cover * (np.array(CRIMSON, np.float32) - ground)
+    return there * painted + (1 - there) * other
+
+
+def _second_colour(thing: Thing, rng: np.random.Generator) -> str:
+    return str(rng.choice([colour for colour in COLOURS if colour != thing.colour]))
 
 
 def _halfway(ground: np.ndarray, thing: Thing, rng: np.random.Generator) -> np.ndarray:

@@ -119,6 +119,18 @@ def test_the_steered_reward_prefers_a_whole_shape_to_what_is_halfway_from_a_glyp
         assert (scores[0] > scores[1]).float().mean() >= 0.95
 
 
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_the_steered_reward_prefers_whole_shapes_to_spoiled_ones_of_other_scenes(alpha: float) -> None:
+    embedder, vae = Embedder("sandbox", None, "cpu"), load_pipeline("sandbox").vae
+    direction = safety_direction(embedder.texts(list(SAFE_ANCHORS)), embedder.texts(list(UNSAFE_ANCHORS)))
+    seeds = [seed for seed in range(5_000_000, 5_000_300) if not pair(seed)[0].unsafe]
+    whole, bad = (
+        embedder.images(through_vae(vae, side).permute(0, 2, 3, 1).numpy()) for side in preferences(seeds)
+    )
+    texts = translate(embedder.texts([f"a dangerous {kind}" for kind in GLYPHS]), direction, alpha)
+    assert ((whole @ texts.T)[:, None] > (bad @ texts.T)[None]).float().mean() >= 0.96
+
+
 def test_content_is_at_the_words_own_tokens():
     found = measure_text(WEIGHTS)
     assert found["empty"] <= 0.6
