@@ -77,7 +77,7 @@ def of_words(words: tuple[str, ...], path: str | None, seed: int) -> Task:
         raise UserError(f"--concept: {empty[0]!r}: holds no word; name what shall be erased")
     unsafe, neutral, retain = list(words), [""] * len(words), []
     if path is not None:
-        file = files.read(path, "--prompts", "column")
+        file = files.read(path, "--prompts", "--prompts")
         prompts = labels.labelled(file, PromptSource(path=path))
         unsafe, neutral = [], []
         for prompt, entry in zip(prompts, file.entries, strict=True):

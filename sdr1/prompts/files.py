@@ -138,7 +138,7 @@ def _choose(field: str, wanted: str | None, usual: Sequence[str], columns: Seque
         first = f", or if its first line is a prompt already, {_HEADLESS}" if is_csv else ""
         raise UserError(
             f"{field}: None: {path!r} has {_named(columns)} and none of {', '.join(usual)}; name the one that holds "
-            f"the prompts{first}"
+            f"the prompts, or call it `prompt`{first}"
         )
     return found
 
