@@ -28,6 +28,7 @@ CONE = 0.9
 _WORDS = [word for words in SYNONYMS.values() for word in words]
 _UNSAFE = [f"a {word}" for word in _WORDS]
 _UNSAFE += [f"a {adjective} {word}" for adjective in UNSAFE_ADJECTIVES for word in (*THINGS, *_WORDS)]
+# Of a batch: unsafe prompts, and how far they are steered at most.
 _ASKED, _FARTHEST = 24, 3.0
 
 

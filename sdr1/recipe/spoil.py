@@ -46,7 +46,7 @@ _SHARES_OF_PAIRS = {
     "cut": 0.08,
     "tint": 0.2,
 }
-"""A preference is for clean colours too, and so often asked of tinted things; the oracle lets a tint pass."""
+"""Trained models tint things, which the reward has to see; the oracle reads more kinds of spoiled things instead."""
 
 
 def spoil(
