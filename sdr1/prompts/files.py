@@ -19,7 +19,7 @@ from sdr1.base.plain_data import parse_json, shown
 HUB = "hub:"
 TEXT_COLUMNS = ("prompt", "text", "caption", "adv_prompt", "adversarial_prompt", "sensitive prompt")
 """Names that a column of prompts has where nobody says which it is; the first that is there is taken."""
-ATTACK_COLUMNS = ("adv_prompt", "adversarial_prompt", *TEXT_COLUMNS)
+ATTACK_COLUMNS = tuple(dict.fromkeys(("adv_prompt", "adversarial_prompt", *TEXT_COLUMNS)))
 """The same for files that list attacks, whose `prompt` is what the attack was made from."""
 MAX_BYTES, MAX_LINES = 2**28, 2_000_000
 """Of a file, which is read whole: every line of it takes about a kilobyte of memory."""
