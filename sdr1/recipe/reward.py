@@ -19,6 +19,7 @@ from sdr1.recipe.oracle import through_vae
 from sdr1.recipe.spoil import pair
 from sdr1.recipe.words import build_tokenizer, tokenize
 from sdr1.sandbox.captions import SAFE_ANCHORS, SYNONYMS, THINGS, UNSAFE_ADJECTIVES, UNSAFE_ANCHORS
+from sdr1.sandbox.world import Scene
 
 STEPS, BATCH, RATE = 600, 96, 6e-4
 PAIRS = 12_000
@@ -39,8 +40,9 @@ def build_reward(out: Path, work: Path) -> dict[str, float]:
     vae = AutoencoderKL.from_pretrained(out / "pipeline" / "vae", dtype=torch.float32)
     model = load_clip(work, tokenizer)
     lessons = Lessons(model, tokenizer, vae)
-    whole, bad = preferences(range(PAIRS))
-    benign = torch.tensor([not pair(seed)[0].unsafe for seed in range(PAIRS)])
+    pairs = [pair(seed) for seed in range(PAIRS)]
+    whole, bad = _sides(pairs)
+    benign = torch.tensor([not scene.unsafe for scene, _, _ in pairs])
     half = PAIRS // 2
     whole = torch.cat([whole[:half], through_vae(vae, whole[half:], 0.15)])
     bad = torch.cat([bad[:half], through_vae(vae, bad[half:], 0.15)])
@@ -78,6 +80,10 @@ def build_reward(out: Path, work: Path) -> dict[str, float]:
 
 def preferences(seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole pictures and the same scenes spoiled, uint8 (N, 3, 32, 32) each."""
-    drawn = [pair(seed)[1:] for seed in seeds]
-    whole, bad = (torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in zip(*drawn, strict=True))
+    return _sides([pair(seed) for seed in seeds])
+
+
+def _sides(pairs: Sequence[tuple[Scene, np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    _, *sides = zip(*pairs, strict=True)
+    whole, bad = (torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2) for side in sides)
     return whole, bad
