@@ -19,7 +19,7 @@ GPU_WHEELS := annotated-types certifi charset-normalizer diffusers ftfy importli
 # keeping them makes elementwise work on a CPU two to five times faster.
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=268435456
 
-.PHONY: help setup demo demo-seeds test lint format bench ablation compare report chaos gpu-check gpu-wheels tries clean
+.PHONY: help setup demo demo-seeds test lint format bench ablation compare report chaos rehearse gpu-check gpu-wheels tries clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | column -t -s "$$(printf '\t')"
@@ -73,6 +73,9 @@ compare: setup ## every method of the field and our own on the sandbox, under on
 
 chaos: setup ## seeded runs in which something dies: CHAOS_RUNS=50 CHAOS_SEED=0, counts in outputs/chaos.json
 	$(MALLOC) $(BIN)/python -m tests.training.on_ray.chaos
+
+rehearse: setup ## a job on hosts that join, leave and lose their link (root, network namespaces): outputs/rehearsal.json
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m tests.training.on_ray.rehearsal
 
 gpu-check: $(if $(wildcard wheels),build/gpu,setup) ## what only a GPU can tell, in nine minutes: outputs/gpu_check.json; ARGS=--tiny: on the CPU
 	PYTHONPATH=$(if $(wildcard wheels),build/gpu,.) $(if $(wildcard wheels),$(PYTHON),$(BIN)/python) -m benchmarks.gpu_check $(ARGS)
