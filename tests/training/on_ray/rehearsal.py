@@ -229,6 +229,8 @@ def rehearse(folder: Path, iterations: int) -> dict[str, Any]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # A busy machine takes longer than the 30 s that Ray gives it.
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
     }
     memory = [f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
     with Network(MEGABITS) as network:
