@@ -79,8 +79,8 @@ class Network:
             name, "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
         )
         host = Host(name, f"{_NETWORK}.{self._count}", pid)
-        self._ip("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-        self._ip("link", "set", name, "master", _BRIDGE, "up")
+        self._ip("link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        self._ip("link", "set", "dev", name, "master", _BRIDGE, "up")
         inside = host.enter()
         for command in (
             ["ip", "link", "set", "lo", "up"],
@@ -102,11 +102,11 @@ class Network:
 
     def cut(self, name: str) -> None:
         """Pull the host's cable out of the switch."""
-        self._ip("link", "set", name, "down")
+        self._ip("link", "set", "dev", name, "down")
 
     def mend(self, name: str) -> None:
         """Plug it in again."""
-        self._ip("link", "set", name, "up")
+        self._ip("link", "set", "dev", name, "up")
 
     def bytes(self) -> dict[str, tuple[int, int]]:
         """What has crossed each host's link so far: to it, and from it."""
