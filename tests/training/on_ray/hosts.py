@@ -35,11 +35,11 @@ class Host:
 
     def enter(self) -> list[str]:
         """What to put before a command that is to run there."""
-        return ["nsenter", "-t", str(self.pid), "-n", "-p", "-m", "-u", "--"]
+        return ["nsenter", "-t", str(self.pid), "-n", "-p", "-m", "-u", "-w", "--"]
 
 
 class Network:
-    """Context manager: hosts come and go, each on a port of one switch that passes `megabits` a second each way.
+    """Context manager: hosts come and go, each on a port of one switch.
 
     All namespaces end with the processes in them, and these with this one, however it ends: nothing is left behind.
 
@@ -47,8 +47,8 @@ class Network:
         Unavailable: on entering.
     """
 
-    def __init__(self, megabits: int) -> None:
-        self._megabits, self._hosts, self._count = megabits, dict[str, subprocess.Popen[bytes]](), 0
+    def __init__(self) -> None:
+        self._hosts, self._count = dict[str, subprocess.Popen[bytes]](), 0
 
     def __enter__(self) -> Network:
         if os.geteuid():
@@ -60,7 +60,7 @@ class Network:
             self._switch = self._first_process("switch", "true")
             self._ip("link", "add", _BRIDGE, "type", "bridge")
             self._ip("link", "set", _BRIDGE, "up")
-            self.add("probe")
+            self.add("probe", 1)
             self.remove("probe")
         except (OSError, subprocess.SubprocessError) as error:
             told = getattr(error, "stderr", None) or str(error)
@@ -72,8 +72,8 @@ class Network:
         for name in list(self._hosts):
             self.remove(name)
 
-    def add(self, name: str) -> Host:
-        """Switch a new machine on."""
+    def add(self, name: str, megabits: int) -> Host:
+        """Switch a new machine on, whose link passes so many `megabits` a second each way."""
         self._count += 1
         pid = self._first_process(
             name, "mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount -t tmpfs tmpfs /dev/shm"
@@ -89,7 +89,7 @@ class Network:
         ):
             _run([*inside, *command])
         # What leaves an end of the link is slowed: here on the way to the host, there on the way from it.
-        limit = ["root", "tbf", "rate", f"{self._megabits}mbit", "burst", "256kb", "latency", "400ms"]
+        limit = ["root", "tbf", "rate", f"{megabits}mbit", "burst", "256kb", "latency", "400ms"]
         _run([*self._inside_switch(), "tc", "qdisc", "add", "dev", name, *limit])
         _run([*inside, "tc", "qdisc", "add", "dev", "eth0", *limit])
         return host
@@ -156,9 +156,9 @@ class RayHosts:
         self._started: dict[str, tuple[Host, subprocess.Popen[bytes]]] = {}
         self.head: Host | None = None
 
-    def join(self, name: str, cpus: int = 1) -> None:
+    def join(self, name: str, megabits: int, cpus: int = 1) -> None:
         """Switch a machine on, with Ray; the first is the head."""
-        host = self._network.add(name)
+        host = self._network.add(name, megabits)
         if self.head is None:
             self.head = host
             role = ["--head", "--port=6379", "--include-dashboard=true"]

@@ -2,7 +2,7 @@
 
 Network namespaces are the hosts: the head's, with driver, learner and reward worker, and one for each rollout worker. The
 job is handed in by `ray job submit`, with a token. Links are limited, so that weights take most of an iteration's time
-and an iteration takes about as long on any machine.
+and an iteration takes about as long on any machine, with any number of hosts: the head's link is as wide as all others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 # Workers as polite as whoever started them, not more.
@@ -29,6 +29,7 @@ from rich.table import Table
 
 from sdr1.base.files import write_text
 from sdr1.config.files import load
+from sdr1.planning.counts import count
 from sdr1.planning.plan import plan
 from sdr1.training import run_folder
 from sdr1.training.observers import journal
@@ -37,20 +38,28 @@ from tests.training.on_ray.hosts import Network, RayHosts, Unavailable
 RESULT = Path("outputs/rehearsal.json")
 CONFIG = Path("configs/sandbox-smoke.yaml")
 CHANGES = [
-    # Weights of 10 MB: large beside what Ray's processes say to each other.
+    # Weights of 21 MB: large beside what Ray's processes say to each other.
     "policy.trainable=full", "learner.learning_rate=1.0e-4", "policy.steps=3", "policy.guidance_scale=1",
     "prompts.per_iteration=6", "rollout.group_size=2", "rollout.workers.min=1", "rollout.workers.max=3",
     "checkpoint.every=20", "tracking.enabled=false",
 ]  # fmt: skip
-MEGABITS = 100
-"""A second, on every link."""
+MEGABITS = 25
+"""A second, on a rollout host's link."""
+HEAD_MEGABITS = 3 * MEGABITS
+"""A second, on the head's."""
 CUT = 30.0
 """Seconds without a link."""
 SETTLED = 3
 """Iterations between two changes."""
 PATIENCE = 900.0
 """Seconds after which something that does not happen counts as a failure."""
+ASK_EVERY = 30.0
+"""Seconds between two questions whether the job still runs."""
+ITERATIONS = "REHEARSAL_ITERATIONS"
+"""Environment variable: for how many the job is asked."""
 JOB = "rehearsal"
+ENDS = {"succeeded": "SUCCEEDED", "failed": "FAILED", "was stopped": "STOPPED"}
+"""What Ray's command line says of a job that is over."""
 LOST, LEFT = "one of the rollout workers was lost", "one of the rollout workers leaves"
 """What the driver says of them."""
 
@@ -68,8 +77,9 @@ class Moment:
     """Since the job was handed in."""
     iteration: int
     workers: int
-    """In service at the end of the stretch."""
+    """In service when the latest iteration of the stretch ended, or the latest before it."""
     images_per_second: float
+    """Learned from."""
 
 
 class Job:
@@ -79,9 +89,12 @@ class Job:
         self._iterations = iterations
         self._network, self._hosts, self._folder = network, hosts, folder
         self.arguments = [str(CONFIG), *CHANGES, f"iterations={iterations}"]
+        self.images = count(load(CONFIG, self.arguments[1:])).images
         self.rows: list[journal.Row] = []
         self.bytes: list[dict[str, tuple[int, int]]] = []
         self._events: list[tuple[str, float, int]] = []
+        self._unread = 0
+        """Attempts in a row to read the links' counters that failed."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -109,9 +122,18 @@ class Job:
         end = time.monotonic() + PATIENCE
         asked = time.monotonic()
         while not is_so():
-            if time.monotonic() - asked > 10:
+            if self._unread > 50 or not self._thread.is_alive():
+                raise Failed(f"{what}: the bytes on the links can no longer be read")
+            if time.monotonic() - asked > ASK_EVERY:
                 status, asked = self.status(), time.monotonic()
-                if not is_so() and (status != "RUNNING" or asked > end):
+                if is_so():
+                    return
+                if status == "SUCCEEDED":
+                    raise Failed(
+                        f"{what}: the job's {self._iterations} iterations were over before that; "
+                        f"{ITERATIONS}={2 * self._iterations} gives it time"
+                    )
+                if status != "RUNNING" or asked > end:
                     raise Failed(
                         f"{what}: not while the job was {status}; its log ends:\n{self.log()[-3000:]}"
                     )
@@ -130,18 +152,28 @@ class Job:
         known = len(self.rows)
         self.until(f"{SETTLED} iterations more", lambda: len(self.rows) >= known + SETTLED)
 
-    def finish(self) -> str:
-        """Until the job has ended; how."""
+    def finish(self) -> None:
+        """Until the job has ended.
+
+        Raises:
+            Failed: it does not, or not well.
+        """
         self.until("the last iteration", lambda: len(self.rows) == self._iterations)
-        while (status := self.status()) == "RUNNING":
+        end = time.monotonic() + PATIENCE
+        while (status := self.status()) == "RUNNING" and time.monotonic() < end:
             time.sleep(2)
         self._over.set()
         self._thread.join()
-        return status
+        self.note("job over")
+        if status != "SUCCEEDED":
+            raise Failed(
+                f"after its last iteration the job was {status}; its log ends:\n{self.log()[-3000:]}"
+            )
 
     def status(self) -> str:
-        told = self._hosts.run("ray", "job", "status", JOB).stdout
-        return next((each for each in ("SUCCEEDED", "FAILED", "STOPPED") if each in told), "RUNNING")
+        told = self._hosts.run("ray", "job", "status", JOB)
+        said = told.stdout + told.stderr
+        return next((status for words, status in ENDS.items() if f"Job '{JOB}' {words}" in said), "RUNNING")
 
     def log(self) -> str:
         return self._hosts.run("ray", "job", "logs", JOB).stdout
@@ -160,35 +192,43 @@ class Job:
         return int(counts[0].removeprefix("COUNT "))
 
     def moments(self) -> list[Moment]:
-        ends = [after for _, _, after in self._events[1:]] + [len(self.rows)]
+        """Each with the stretch up to the next; the last event is the end."""
         found = []
-        for (event, seconds, after), end in zip(self._events, ends, strict=True):
-            made = self.rows[after:end]
-            speed = fmean(row["images_per_second"] for row in made) if made else 0.0
-            workers = int(made[-1]["rollout_workers"]) if made else 0
-            found.append(Moment(event, round(seconds, 1), after, workers, round(speed, 2)))
+        for (event, begin, after), (_, end, before) in pairwise(self._events):
+            workers = int(self.rows[before - 1]["rollout_workers"]) if before else 0
+            speed = (before - after) * self.images / (end - begin)
+            found.append(Moment(event, round(begin, 1), after, workers, round(speed, 2)))
         return found
 
     def _watch(self) -> None:
         path = self._folder / journal.NAME
         while not self._over.wait(0.1):
             rows = journal.read(path)[0] if path.exists() else []
-            self.bytes += [self._network.bytes()] * (len(rows) - len(self.bytes))
+            if len(rows) == len(self.rows):
+                continue
+            try:
+                seen = self._network.bytes()
+            except subprocess.SubprocessError:
+                # Not these rows, then, until the links can be read again.
+                self._unread += 1
+                continue
+            self._unread = 0
+            self.bytes += [seen] * (len(rows) - len(self.bytes))
             self.rows = rows
 
 
 def scenario(network: Network, hosts: RayHosts, job: Job) -> dict[str, tuple[int, int]]:
     """What happens to the hosts; for each rollout host the iterations in which it took part without a break."""
-    hosts.join("head")
+    hosts.join("head", HEAD_MEGABITS)
     hosts.wait(PATIENCE)
     job.submit()
     spans: dict[str, tuple[int, int]] = {}
     joined: dict[str, int] = {}
     names = ["rollout-1", "rollout-2", "rollout-3"]
-    for count, name in enumerate(names, 1):
-        hosts.join(name)
+    for workers, name in enumerate(names, 1):
+        hosts.join(name, MEGABITS)
         job.note(f"{name} joins")
-        job.workers(count)
+        job.workers(workers)
         joined[name] = len(job.rows) - SETTLED
     spans["rollout-2"] = joined["rollout-2"], len(job.rows)
     network.cut("rollout-2")
@@ -233,11 +273,11 @@ def rehearse(folder: Path, iterations: int) -> dict[str, Any]:
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "600",
     }
     memory = [f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
-    with Network(MEGABITS) as network:
+    with Network() as network:
         hosts = RayHosts(network, folder / "logs", environment, memory)
         job = Job(network, hosts, folder / "run", iterations)
         spans = scenario(network, hosts, job)
-        status = job.finish()
+        job.finish()
         write_text(folder / "logs" / "job.log", log := job.log())
         groups = iterations * config.prompts.per_iteration
         remade = job.rollouts() - groups
@@ -254,12 +294,12 @@ def rehearse(folder: Path, iterations: int) -> dict[str, Any]:
     size = plan(config)["bytes_per_iteration"]["weights_published"]
     found = {
         "seconds": round(time.monotonic() - begin, 1),
-        "status": status,
         "iterations": len(job.rows),
         "weights_sha256": _sha(folder / "run"),
         "weights_sha256_local": _sha(folder / "local"),
         "weights_bytes": size,
         "copies_per_version_and_host": copies(job, spans, size),
+        "bytes_to_and_from_hosts_by_iteration": job.bytes,
         "workers_lost": log.count(LOST),
         "workers_left": log.count(LEFT),
         "groups_made_again": remade,
@@ -271,8 +311,6 @@ def rehearse(folder: Path, iterations: int) -> dict[str, Any]:
 def failures(found: dict[str, Any], groups: int) -> list[str]:
     """What is not as it has to be, where an iteration has so many groups."""
     said = []
-    if found["status"] != "SUCCEEDED":
-        said.append(f"the job ended as {found['status']}")
     if found["weights_sha256"] != found["weights_sha256_local"]:
         said.append("the weights are not those of the undisturbed run")
     for host, times in found["copies_per_version_and_host"].items():
@@ -296,8 +334,8 @@ def show(found: dict[str, Any]) -> None:
     for each in found["moments"]:
         moment = Moment(**each)
         table.add_row(
-            f"{moment.seconds:.0f}", str(moment.iteration), moment.event, str(moment.workers or "-"),
-            f"{moment.images_per_second:.2f}" if moment.workers else "-",
+            f"{moment.seconds:.0f}", str(moment.iteration), moment.event, str(moment.workers),
+            f"{moment.images_per_second:.2f}",
         )  # fmt: skip
     console = Console()
     console.print(table)
@@ -306,8 +344,8 @@ def show(found: dict[str, Any]) -> None:
             f"{host}: {times:.2f} times the weights' {found['weights_bytes'] / 1e6:.1f} MB a version"
         )
     console.print(
-        f"{found['workers_lost']} workers lost, {found['workers_left']} left in peace, "
-        f"{found['groups_made_again']} groups made again, {found['seconds']:.0f} s in all",
+        f"workers lost: {found['workers_lost']}; left in peace: {found['workers_left']}; "
+        f"groups made again: {found['groups_made_again']}; {found['seconds']:.0f} s in all",
         f"weights_sha256={found['weights_sha256']}, undisturbed {found['weights_sha256_local']}",
         *(found["failures"] or ["as it has to be"]), sep="\n", soft_wrap=True, highlight=False,
     )  # fmt: skip
@@ -317,7 +355,7 @@ def main() -> int:
     folder = RESULT.with_suffix("").resolve()
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        found = rehearse(folder, int(os.environ.get("REHEARSAL_ITERATIONS", "60")))
+        found = rehearse(folder, int(os.environ.get(ITERATIONS, "60")))
     except Unavailable as reason:
         print(f"skipped: {reason}")
         write_text(RESULT, json.dumps({"skipped": str(reason)}) + "\n")
