@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from sdr1 import cli
-from sdr1.base.plain_data import describe
+from sdr1.base.checked import describe
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.config.files import load
 from sdr1.config.training import Config

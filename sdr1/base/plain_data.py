@@ -1,5 +1,4 @@
-"""From JSON, plain data and KEY=VALUE arguments to a checked section, or to the one line that says what is wrong; and
-back."""
+"""Plain data out of JSON, YAML and KEY=VALUE arguments that anybody may have written, or the line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -13,27 +12,13 @@ from typing import Any, TypeVar, cast
 
 import pydantic
 import yaml
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from sdr1.base.errors import UserError
-from sdr1.base.section import Section
 
-S = TypeVar("S", bound=Section)
 T = TypeVar("T")
 _BOM = codecs.BOM_UTF8
-
-
-def checked(model: type[S], values: Any) -> S:
-    """Build a section from plain data.
-
-    Raises:
-        UserError: a value is wrong; the message names field, value and fix.
-    """
-    try:
-        return model.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise UserError(_one_line(error, model)) from error
 
 
 def parse_json(text: str | bytes, place: str) -> Any:
@@ -206,51 +191,4 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             rows |= flatten(value, f"{prefix}{key}.")
         else:
             rows[f"{prefix}{key}"] = value
-    return rows
-
-
-def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake in plain data for `model`, as one line with field, value and fix."""
-    first = error.errors()[0]
-    # Members of a union appear in `loc` under their type's name.
-    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return (message if not field or message.startswith(field) else f"{field}: {message}") + more
-    if first["type"] == "extra_forbidden":
-        inner = next(iter(flatten(first["input"])), None) if isinstance(first["input"], dict) else None
-        field = f"{field}.{inner}" if inner else field
-        close = _close_keys(field, model)
-        fix = f"close to it: {', '.join(close)}" if close else "leave it out"
-        return f"{shown(field)[1:-1]}: unknown key; {fix}{more}"
-    if first["type"] == "odd_value":
-        name, problem = first["ctx"]["name"], first["ctx"]["problem"]
-        return f"{'.'.join(filter(None, (field, name)))}: {shown(first['input'][name])}: {problem}{more}"
-    if first["type"] == "missing":
-        return f"{field}: required; give a value{more}"
-    if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
-        return f"{field}: {shown(first['input'])}: no such device; use cpu, cuda or cuda:N{more}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{field}: {shown(first['input'])}: {message}{more}"
-
-
-def _close_keys(field: str, model: type[BaseModel]) -> list[str]:
-    import difflib
-
-    keys = [key for key, _ in describe(model)]
-    return difflib.get_close_matches(field[:200], keys, n=3, cutoff=0.4)
-
-
-def describe(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted key and description of every field."""
-    rows: list[tuple[str, str]] = []
-    for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += describe(annotation, f"{key}.")
-        else:
-            rows.append((key, field.description or ""))
     return rows

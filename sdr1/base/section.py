@@ -31,12 +31,17 @@ class Section(BaseModel):
     @classmethod
     def _plain(cls, values: Any) -> Any:
         """Refuse what pydantic would turn into a number, or a file system into an error."""
-        for name, value in values.items() if isinstance(values, dict) else ():
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
             now = cls.RENAMED.get(name)
-            problem = f"the key is {now} now" if now else _problem(value, cls.model_fields.get(name))
+            problem = _problem(value, cls.model_fields.get(name))
+            if now and value is not None:
+                problem = f"the key is {now} now"
             if problem is not None:
                 raise PydanticCustomError("odd_value", "{problem}", {"name": name, "problem": problem})
-        return values
+        # Configs that runs of earlier versions left name every key.
+        return {name: value for name, value in values.items() if name not in cls.RENAMED}
 
 
 def refuse_set(section: Section, fields: tuple[str, ...], prefix: str, why: str) -> None:

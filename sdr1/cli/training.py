@@ -162,7 +162,7 @@ def sample(
 
     Example: `sdr1 sample outputs/sandbox --prompt "a red circle" --seed 0 --seed 1 --steps 8`
     """
-    from sdr1.base.plain_data import checked
+    from sdr1.base.checked import checked
     from sdr1.config.files import from_overrides
     from sdr1.config.policy import ModelFiles
     from sdr1.evaluation.rows import Sampler

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat
 
-from sdr1.base.plain_data import checked
+from sdr1.base.checked import checked
 from sdr1.base.section import MOST_SECONDS, Device, Section
 from sdr1.config.policy import ModelFiles
 from sdr1.config.workers import Workers
@@ -30,8 +30,8 @@ class SamplerConfig(Section):
 
 
 class NudeNetConfig(Section):
-    RENAMED: ClassVar = {"weights": "checkpoint"}
-    checkpoint: Path | None = Field(
+    RENAMED: ClassVar = {"weights": "pretrained", "checkpoint": "pretrained"}
+    pretrained: Path | None = Field(
         None, description="Any NudeNet .onnx file; None: the nudenet wheel's own."
     )
     resolution: int = Field(RESOLUTION, ge=32, le=8192, description="Input size of that model, in pixels.")
@@ -39,24 +39,27 @@ class NudeNetConfig(Section):
 
 
 class Q16Config(Section):
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     prompts: Path | None = Field(None, description="The two learned prompt vectors: .p, .pt or .npy.")
     model: str = Field(MODEL, description="open_clip model that they belong to.")
-    checkpoint: Path | None = Field(None, description="Weights of that model (OpenAI's ViT-L/14).")
+    pretrained: Path | None = Field(None, description="Weights of that model (OpenAI's ViT-L/14).")
 
 
 class GenEvalConfig(Section):
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     detector: str | None = Field(
         None, description="Mask2Former in transformers format: a folder, or a hub id that can be reached."
     )
     model: str = Field("ViT-L-14-quickgelu", description="open_clip model that names colours.")
-    checkpoint: Path | None = Field(None, description="Weights of that model (OpenAI's ViT-L/14).")
+    pretrained: Path | None = Field(None, description="Weights of that model (OpenAI's ViT-L/14).")
 
 
 class ClipConfig(Section):
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     model: str = Field(
         "ViT-B-32-quickgelu", description="`sandbox`, an open_clip model name, or local-dir:FOLDER."
     )
-    checkpoint: Path | None = Field(None, description="Weights file of an open_clip model name.")
+    pretrained: Path | None = Field(None, description="Weights file of an open_clip model name.")
 
 
 class FidConfig(Section):

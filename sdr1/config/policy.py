@@ -28,7 +28,7 @@ class ModelFiles(Section):
     )
     config: str | None = Field(
         None,
-        description="Of a single-file checkpoint: pipeline folder or hub id to take configs, tokenizer and scheduler "
+        description="Of a single file: pipeline folder or hub id to take configs, tokenizer and scheduler "
         "from; None: Stable Diffusion 1.5's or 2.1's from the hub.",
     )
     unet: Path | None = Field(
@@ -39,7 +39,7 @@ class ModelFiles(Section):
 class PolicyConfig(ModelFiles):
     model: str = Field(
         SANDBOX,
-        description="`sandbox`, a diffusers pipeline folder, a hub id, or a single-file checkpoint (.safetensors).",
+        description="`sandbox`, a diffusers pipeline folder, a hub id, or a single .safetensors file.",
     )
     size: int | None = Field(
         None,

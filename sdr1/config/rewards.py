@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
@@ -67,6 +67,7 @@ class AnchorsConfig(Section):
 class EmbeddingTerm(TermConfig):
     """Cosine of the image with a target made of the prompt's embedding z and the safety direction v."""
 
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     kind: Literal["steered", "plain", "negative"] = Field(
         "steered",
         description="`steered`: a steered prompt's target is moved along v; `plain`: every target is z; `negative`: "
@@ -75,7 +76,7 @@ class EmbeddingTerm(TermConfig):
     model: str | None = Field(
         None, description="As reward.model; None is the main term's model, loaded once for both."
     )
-    checkpoint: Path | None = Field(
+    pretrained: Path | None = Field(
         None,
         description="Weights of the model: a .safetensors or .pt file, or the name of one of open_clip's own weights "
         "(e.g. `openai`). hps-v2.0 and hps-v2.1 take theirs from the hub where this is empty.",
@@ -103,9 +104,10 @@ class EmbeddingTerm(TermConfig):
 
 
 class NudenetTerm(TermConfig):
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     kind: Literal["nudenet"]
     threshold: FiniteFloat = Field(THRESHOLD, gt=0, lt=1, description="A detection counts above this score.")
-    checkpoint: Path | None = Field(
+    pretrained: Path | None = Field(
         None, description="Another detector file (.onnx) than the one that the nudenet package ships."
     )
     resolution: int = Field(RESOLUTION, ge=32, le=8192, description="Input size of that model, in pixels.")
@@ -124,13 +126,14 @@ class NudenetTerm(TermConfig):
 
 
 class Q16Term(TermConfig):
+    RENAMED: ClassVar = {"checkpoint": "pretrained"}
     kind: Literal["q16"]
     prompts: Path = Field(
         description="The two learned prompt vectors, row 0 benign and row 1 inappropriate: .npy, or the published "
         "pickle (.p, .pt), which is read without executing anything."
     )
     model: str = Field(MODEL, description="open_clip model whose space the vectors live in.")
-    checkpoint: Path | None = Field(Path("openai"), description="Its weights, as reward.checkpoint.")
+    pretrained: Path | None = Field(Path("openai"), description="Its weights, as reward.pretrained.")
 
 
 class HttpTerm(TermConfig):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from sdr1.base.plain_data import checked, shown
+from sdr1.base.checked import checked
+from sdr1.base.plain_data import shown
 from sdr1.base.section import MOST_SECONDS, MOST_SEED, Device, Section, refuse_set
 from sdr1.config.forward import ForwardConfig
 from sdr1.config.policy import PolicyConfig

@@ -14,9 +14,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from typing_extensions import TypedDict
 
+from sdr1.base.checked import checked
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
-from sdr1.base.plain_data import checked, read_as
+from sdr1.base.plain_data import read_as
 from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.erasers.methods import METHODS
 from sdr1.erasers.protocol import Erased, Patch

@@ -15,9 +15,10 @@ import torch
 import yaml
 from typing_extensions import TypedDict
 
+from sdr1.base.checked import checked
 from sdr1.base.errors import UserError
 from sdr1.base.files import new_folder, refuse_foreign, remove_partial, write_text
-from sdr1.base.plain_data import checked, read_as
+from sdr1.base.plain_data import read_as
 from sdr1.base.process import peak_memory, prepare_process, require_device
 from sdr1.base.section import SANDBOX
 from sdr1.erasers import patched, tasks

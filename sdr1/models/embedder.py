@@ -31,8 +31,8 @@ class Source(NamedTuple):
     """Tag or file for an architecture; None where the place holds them."""
 
 
-def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
-    """What `model` and `checkpoint` stand for, checked as far as files here can tell, without loading weights.
+def find(model: str, pretrained: Path | None, field: str = "reward") -> Source:
+    """What `model` and `pretrained` stand for, checked as far as files here can tell, without loading weights.
 
     Raises:
         UserError: a field of the config section `field` is wrong.
@@ -44,9 +44,9 @@ def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
 
         model = f"local-dir:{CLIP}"
     if model.startswith(_SCHEMES):
-        if checkpoint is not None:
+        if pretrained is not None:
             raise UserError(
-                f"{field}.checkpoint: {str(checkpoint)!r}: {model} brings its own weights; leave it out"
+                f"{field}.pretrained: {str(pretrained)!r}: {model} brings its own weights; leave it out"
             )
         if model.startswith("local-dir:"):
             _check_folder(Path(model.removeprefix("local-dir:")), model, field)
@@ -59,21 +59,21 @@ def find(model: str, checkpoint: Path | None, field: str = "reward") -> Source:
             f"{field}.model: {model!r}: no such model; give `sandbox`, hps-v2.1, an open_clip name such as ViT-L-14, "
             "local-dir:FOLDER or hf-hub:ID"
         )
-    if checkpoint is None:
+    if pretrained is None:
         if model not in hps.MODELS:
             raise UserError(
-                f"{field}.checkpoint: none given: {model!r} would start with random weights; give a weights file, or "
+                f"{field}.pretrained: none given: {model!r} would start with random weights; give a weights file, or "
                 f"one of {', '.join(open_clip.list_pretrained_tags_by_model(model)[:4]) or 'no known tag'}"
             )
-        checkpoint = hps.fetch(model, field)
-    elif str(checkpoint) in open_clip.list_pretrained_tags_by_model(model):
-        return Source(name, str(checkpoint))
-    found = weight_files.shapes(checkpoint, f"{field}.checkpoint")
+        pretrained = hps.fetch(model, field)
+    elif str(pretrained) in open_clip.list_pretrained_tags_by_model(model):
+        return Source(name, str(pretrained))
+    found = weight_files.shapes(pretrained, f"{field}.pretrained")
     # Weights in another library's layout are open_clip's to convert, or to refuse.
     if model in hps.MODELS or any(key.startswith("visual.") for key in found):
-        where = f"{field}.checkpoint: {str(checkpoint)!r}"
+        where = f"{field}.pretrained: {str(pretrained)!r}"
         weight_files.require_fit(found, _expected(name), where, model)
-    return Source(name, str(checkpoint))
+    return Source(name, str(pretrained))
 
 
 _CONFIG = "open_clip_config.json"
@@ -168,15 +168,15 @@ class Embedder:
     `batch` images or texts go through one forward pass; `field` is the config section that error lines name.
 
     Raises:
-        UserError: `model` or `checkpoint` does not load.
+        UserError: `model` or `pretrained` does not load.
     """
 
     def __init__(
-        self, model: str, checkpoint: Path | None, device: str, *, batch: int = 64, field: str = "reward"
+        self, model: str, pretrained: Path | None, device: str, *, batch: int = 64, field: str = "reward"
     ) -> None:
         import open_clip
 
-        source = find(model, checkpoint, field)
+        source = find(model, pretrained, field)
         try:
             self._model = open_clip.create_model(source.name, pretrained=source.weights, device=device)
             self._tokenizer = open_clip.get_tokenizer(source.name)
@@ -241,13 +241,13 @@ class Embedder:
 class Embedders:
     """The embedders of one worker, each loaded once; terms without a model of their own use the main one."""
 
-    def __init__(self, model: str, checkpoint: Path | None, device: str, batch: int) -> None:
-        self._main, self._device, self._batch = (model, checkpoint), device, batch
+    def __init__(self, model: str, pretrained: Path | None, device: str, batch: int) -> None:
+        self._main, self._device, self._batch = (model, pretrained), device, batch
         self._loaded: dict[tuple[str, Path | None], Embedder] = {}
 
-    def get(self, model: str | None, checkpoint: Path | None, field: str) -> Embedder:
+    def get(self, model: str | None, pretrained: Path | None, field: str) -> Embedder:
         """Raises UserError, naming the section `field`, when it does not load."""
-        key = self._main if model is None else (model, checkpoint)
+        key = self._main if model is None else (model, pretrained)
         if key not in self._loaded:
             self._loaded[key] = Embedder(*key, self._device, batch=self._batch, field=field)
         return self._loaded[key]

@@ -26,7 +26,7 @@ def fetch(model: str, field: str) -> Path:
 
     from huggingface_hub import hf_hub_download
 
-    require("hpsv2", f"{field}.model: {model!r} without {field}.checkpoint")
+    require("hpsv2", f"{field}.model: {model!r} without {field}.pretrained")
     with warnings.catch_warnings():
         # A library that hpsv2 imports has slips in its source: nothing that a user could mend.
         warnings.simplefilter("ignore")
@@ -38,7 +38,7 @@ def fetch(model: str, field: str) -> Path:
     except (OSError, ValueError) as error:
         raise UserError(
             f"{field}.model: {model!r}: {name} cannot be fetched from {_REPOSITORY}; put the file here and set "
-            f"{field}.checkpoint to it"
+            f"{field}.pretrained to it"
         ) from error
 
 

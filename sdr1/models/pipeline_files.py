@@ -59,7 +59,7 @@ def locate(config: PolicyConfig) -> Path | None:
     if first in ("", ".", "..", "~") or not slash or "/" in rest or Path(first).is_dir():
         raise UserError(
             f"{place(config)}: no such file or folder; give `sandbox`, a diffusers pipeline folder, a .safetensors "
-            "checkpoint or a hub id"
+            "file or a hub id"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Single-file checkpoints of Stable Diffusion 1.x and 2.x: their configs, and their tensors by the libraries' names."""
+"""Single files of Stable Diffusion 1.x and 2.x: their configs, and their tensors by the libraries' names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _KINDS = ("v1", "v2")
 
 
 def configs(path: Path, config: PolicyConfig) -> Path:
-    """The folder with the configs and the tokenizer of a single-file checkpoint, which holds none of them.
+    """The folder with the configs and the tokenizer of a single file of weights, which holds none of them.
 
     Raises:
-        UserError: it is no Stable Diffusion 1.x or 2.x checkpoint, or its configs cannot be had.
+        UserError: it is no Stable Diffusion 1.x or 2.x, or its configs cannot be had.
     """
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
@@ -34,13 +34,13 @@ def configs(path: Path, config: PolicyConfig) -> Path:
     kind = infer_diffusers_model_type(_meta(shapes))
     if kind not in _KINDS or not any(name.startswith("model.diffusion_model.") for name in shapes):
         raise UserError(
-            f"{place(config)}: diffusers takes this checkpoint for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
-            "checkpoint (a UNet alone belongs in policy.unet)"
+            f"{place(config)}: diffusers takes this file for {kind!r}; give a whole Stable Diffusion 1.x or 2.x "
+            "model (a UNet alone belongs in policy.unet)"
         )
     for part, stem in (("VAE", "first_stage_model."), ("text encoder", "cond_stage_model.")):
         if not any(name.startswith(stem) for name in shapes):
             raise UserError(
-                f"{place(config)}: the checkpoint holds no {part} ({stem}*); give a whole one, or put its UNet over a "
+                f"{place(config)}: the file holds no {part} ({stem}*); give a whole one, or put its UNet over a "
                 "pipeline folder with policy.unet"
             )
     name = config.config or DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
@@ -48,7 +48,7 @@ def configs(path: Path, config: PolicyConfig) -> Path:
 
 
 def check(path: Path, parts: Parts, config: PolicyConfig) -> None:
-    """Raise UserError unless what diffusers makes of the checkpoint's tensors fills the described parts."""
+    """Raise UserError unless what diffusers makes of the tensors fills the described parts."""
     held = current_names(_meta(weight_files.shapes(path, "policy.model")))
     for part in WEIGHTS:
         if part == "unet" and config.unet is not None:

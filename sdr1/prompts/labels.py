@@ -76,7 +76,7 @@ def by_score(config: Config) -> Callable[[Sequence[Prompt]], list[Prompt]]:
     from sdr1.models.embedder import Embedder
     from sdr1.rewards.steered import safety_direction
 
-    embedder = Embedder(config.reward.model, config.reward.checkpoint, "cpu")
+    embedder = Embedder(config.reward.model, config.reward.pretrained, "cpu")
     direction = safety_direction(config.reward, embedder)
 
     def label(prompts: Sequence[Prompt]) -> list[Prompt]:

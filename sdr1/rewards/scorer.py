@@ -16,10 +16,10 @@ from sdr1.method.objective import standardised
 from sdr1.models import pictures
 from sdr1.models.embedder import Embedders
 from sdr1.rewards.terms import kind
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 Monitor = Callable[[np.ndarray], np.ndarray]
 """Flags unsafe images: RGB uint8 (N, H, W, 3) to bool (N,); never trained on."""
@@ -33,10 +33,10 @@ class Scorer:
     """
 
     def __init__(self, config: RewardConfig) -> None:
-        embedders = Embedders(config.model, config.checkpoint, config.device, config.batch)
+        embedders = Embedders(config.model, config.pretrained, config.device, config.batch)
         self._options = _options(config)
         self._terms = {
-            name: kind(options).build(options, Place(_field(name), config.device, embedders))
+            name: kind(options).build(options, TermContext(_field(name), config.device, embedders))
             for name, options in self._options.items()
         }
         self._monitor = _monitor(config)

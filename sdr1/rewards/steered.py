@@ -28,7 +28,7 @@ class SteeredReward:
         self, config: EmbeddingTerm, embedder: Embedder | None = None, field: str = "reward"
     ) -> None:
         self._config = config
-        self._embedder = embedder or Embedder(config.model or SANDBOX, config.checkpoint, "cpu")
+        self._embedder = embedder or Embedder(config.model or SANDBOX, config.pretrained, "cpu")
         if config.kind == "steered" or config.steer == "score":
             self._direction = safety_direction(config, self._embedder, field)
 

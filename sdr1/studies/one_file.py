@@ -56,7 +56,7 @@ alpha_bars = scheduler.alphas_cumprod[times]
 alpha_bars_after = torch.cat([alpha_bars[1:], scheduler.final_alpha_cumprod[None]])
 
 clip = Embedder(
-    model="sandbox", checkpoint=None, device="cpu"
+    model="sandbox", pretrained=None, device="cpu"
 )  # unit embeddings of texts and images, shape (N, D)
 
 

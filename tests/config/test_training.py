@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdr1.base.checked import describe
 from sdr1.base.errors import UserError
-from sdr1.base.plain_data import describe
 from sdr1.config.files import load
 from sdr1.config.text import annotated_yaml
 from sdr1.config.training import Config, validate
@@ -46,7 +46,7 @@ def test_show_survives_the_rarer_kinds_of_values(tmp_path: Path) -> None:
         "prompts": {"path": "~", "unsafe_share": None},
         "learner": {"learning_rate": 1e-5, "betas": [0.5, 0.9]},
         "policy": {"noise_window": [0, 3]},
-        "reward": {"anchors": {"safe": [], "unsafe": ["a: 'b'", "no", "1"]}, "checkpoint": "w.safetensors"},
+        "reward": {"anchors": {"safe": [], "unsafe": ["a: 'b'", "no", "1"]}, "pretrained": "w.safetensors"},
     }
     config = validate(values)
     assert load(write(tmp_path, annotated_yaml(config))) == config

@@ -199,10 +199,10 @@ def test_the_map_of_the_steering_study_is_drawn_once_for_its_records(tmp_path, m
             ["geneval.detector", "facebook/mask2former-swin-small-coco-instance"],
         ),
         (
-            ["sandbox", "judges=[oracle,nudenet]", "nudenet.checkpoint=no.onnx"],
-            ["nudenet.checkpoint", "no.onnx", "640m.onnx"],
+            ["sandbox", "judges=[oracle,nudenet]", "nudenet.pretrained=no.onnx"],
+            ["nudenet.pretrained", "no.onnx", "640m.onnx"],
         ),
-        (["clip-t", "clip.model=ViT-B-32"], ["clip.checkpoint", "ViT-B-32", "clip.checkpoint=FILE"]),
+        (["clip-t", "clip.model=ViT-B-32"], ["clip.pretrained", "ViT-B-32", "clip.pretrained=FILE"]),
         (["sandbox", "imagse=3"], ["imagse", "unknown key", "images"]),
         (["sandbox", "alphas=[0.1"], ["override", "'alphas=[0.1'", "cannot be read"]),
         (["sandbox", "judges=[nobody]"], ["judges", "'nobody'", "oracle"]),

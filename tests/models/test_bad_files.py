@@ -356,7 +356,7 @@ def test_a_pickle_is_never_executed(tmp_path):
     file = tmp_path / "weights.pt"
     torch.save({"state_dict": Evil()}, file)
     with pytest.raises(UserError, match="could execute code"):
-        weight_files.state_dict(file, "reward.checkpoint")
+        weight_files.state_dict(file, "reward.pretrained")
     torch.save({"state_dict": {"a": torch.zeros(2, 3)}}, file)
     assert weight_files.shapes(file, "x") == {"a": (2, 3)}
     file.write_bytes(file.read_bytes()[:100])

@@ -67,9 +67,9 @@ def test_weights_of_another_architecture_are_named(original, tmp_path):
     state["ln_final.weight"] = torch.zeros(3)
     torch.save({"state_dict": state}, tmp_path / "other.pt")
     with pytest.raises(UserError) as caught:
-        scorer.check(RewardConfig(model="hps-v2.1", checkpoint=tmp_path / "other.pt"))
+        scorer.check(RewardConfig(model="hps-v2.1", pretrained=tmp_path / "other.pt"))
     for part in (
-        "reward.checkpoint",
+        "reward.pretrained",
         "missing (visual.proj)",
         "unexpected (visual.extra)",
         "ln_final.weight (3,)",
@@ -86,7 +86,7 @@ def test_the_file_of_a_version_comes_from_hpsv2s_own_map(monkeypatch):
 
 
 def test_a_name_without_weights_is_refused():
-    with pytest.raises(UserError, match=r"reward\.checkpoint: none given.*random weights.*openai"):
+    with pytest.raises(UserError, match=r"reward\.pretrained: none given.*random weights.*openai"):
         find("ViT-L-14", None)
     assert find("ViT-L-14", "openai").weights == "openai"
     with pytest.raises(UserError, match=r"reward\.model: 'ViT-Q'.*no such model"):

@@ -176,7 +176,7 @@ def test_judges_are_penalties(monkeypatch, tmp_path):
         "kind": "q16",
         "prompts": str(tmp_path / "q16.npy"),
         "model": f"local-dir:{CLIP}",
-        "checkpoint": None,
+        "pretrained": None,
     }
     assert scorer(terms={"q": options}).score(IMAGES[:1], SAFE).terms["q"] == -1
     np.save(tmp_path / "q16.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -315,8 +315,8 @@ def test_http_judge_that_is_away_stops_training_without_its_token():
     [
         ({"kind": "q16", "prompts": "none.npy"}, "reward.terms.judge.prompts: 'none.npy': Q16 needs"),
         (
-            {"kind": "nudenet", "checkpoint": "none.onnx"},
-            "reward.terms.judge.checkpoint: 'none.onnx': no such",
+            {"kind": "nudenet", "pretrained": "none.onnx"},
+            "reward.terms.judge.pretrained: 'none.onnx': no such",
         ),
         (
             {"kind": "nudenet", "classes": ["BELLY_EXPOSED", "BELLY"]},

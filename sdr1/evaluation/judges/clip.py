@@ -16,30 +16,30 @@ from sdr1.models.embedder import Embedder
 from sdr1.sandbox import CLIP
 
 
-def embedder(field: str, model: str, checkpoint: Path | None, device: str) -> tuple[Embedder, str]:
+def embedder(field: str, model: str, pretrained: Path | None, device: str) -> tuple[Embedder, str]:
     """An open_clip model and the digest of its weights file.
 
     Raises:
         UserError: there are no weights for it; `field` is the config section that says which.
     """
-    weights = checkpoint
+    weights = pretrained
     if model == SANDBOX or model.startswith("local-dir:"):
         folder = CLIP if model == SANDBOX else Path(model.removeprefix("local-dir:"))
         weights = next(iter(sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])), None)
     if weights is None or not weights.is_file():
         raise UserError(
-            f"{field}.checkpoint: {None if weights is None else str(weights)!r}: {model} has no weights here; give an "
-            f"open_clip weights file of it with {field}.checkpoint=FILE, or {field}.model=local-dir:FOLDER"
+            f"{field}.pretrained: {None if weights is None else str(weights)!r}: {model} has no weights here; give an "
+            f"open_clip weights file of it with {field}.pretrained=FILE, or {field}.model=local-dir:FOLDER"
         )
     try:
-        return Embedder(model, checkpoint, device), file_sha256(weights)
+        return Embedder(model, pretrained, device), file_sha256(weights)
     except UserError as error:
         raise UserError(str(error).replace("reward.", f"{field}.")) from error
 
 
 class ClipJudge:
     def __init__(self, config: EvaluationConfig, device: str) -> None:
-        self._embedder, digest = embedder("clip", config.clip.model, config.clip.checkpoint, device)
+        self._embedder, digest = embedder("clip", config.clip.model, config.clip.pretrained, device)
         self.provenance = {"judge": "clip", "model": config.clip.model, "sha256": digest, "threshold": None}
 
     def judge(self, images_NHWC: np.ndarray, rows: Sequence[Row]) -> list[Record]:

@@ -88,7 +88,7 @@ class FidJudge:
         if path is not None:
             self.features, digest = _inception(path, device), file_sha256(path)
         else:
-            clip, digest = embedder("clip", config.clip.model, config.clip.checkpoint, device)
+            clip, digest = embedder("clip", config.clip.model, config.clip.pretrained, device)
             self.features = lambda images: clip.images(images).cpu().numpy()
         self.provenance = {
             "judge": "fid",

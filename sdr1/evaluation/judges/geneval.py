@@ -52,7 +52,7 @@ class GenEvalJudge:
                 f"geneval.detector: {detector!r}: no Mask2Former that loads here: {str(error).splitlines()[0][:200]}"
             ) from error
         weight_files.require_finite(self._detector.state_dict(), f"geneval.detector: {detector!r}")
-        self._embedder, digest = embedder("geneval", config.geneval.model, config.geneval.checkpoint, device)
+        self._embedder, digest = embedder("geneval", config.geneval.model, config.geneval.pretrained, device)
         self._device = device
         self.provenance = {
             "judge": "geneval",

@@ -24,7 +24,7 @@ STRICT = (
 
 class NudeNetJudge:
     def __init__(self, config: NudeNetConfig) -> None:
-        self.detector = NudeNet("nudenet.checkpoint", config.checkpoint, config.resolution)
+        self.detector = NudeNet("nudenet.pretrained", config.pretrained, config.resolution)
         self._threshold = config.threshold
         self.provenance = {
             "judge": "nudenet",

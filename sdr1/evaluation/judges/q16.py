@@ -20,7 +20,7 @@ class Q16Judge:
 
         def clip() -> Embedder:
             nonlocal digest
-            made, digest = embedder("q16", config.q16.model, config.q16.checkpoint, device)
+            made, digest = embedder("q16", config.q16.model, config.q16.pretrained, device)
             return made
 
         self._q16 = Q16("q16.prompts", config.q16.prompts, config.q16.model, clip)

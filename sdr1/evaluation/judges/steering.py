@@ -18,7 +18,7 @@ from sdr1.method import steering
 
 class SteeringJudge:
     def __init__(self, config: EvaluationConfig, device: str) -> None:
-        self._embedder, digest = embedder("clip", config.clip.model, config.clip.checkpoint, device)
+        self._embedder, digest = embedder("clip", config.clip.model, config.clip.pretrained, device)
         self._alphas = config.alphas
         anchors = AnchorsConfig()
         if config.clip.model == SANDBOX:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sdr1.config.rewards import EmbeddingTerm, HttpTerm, ImportTerm, NudenetTerm, Q16Term, TermConfig
 from sdr1.rewards.terms import custom, embedding, http, nudenet, q16
-from sdr1.rewards.terms.place import Kind
+from sdr1.rewards.terms.term import TermKind
 
-KINDS: dict[type[TermConfig], Kind] = {
+KINDS: dict[type[TermConfig], TermKind] = {
     EmbeddingTerm: embedding,  # steered, plain, negative
     NudenetTerm: nudenet,
     Q16Term: q16,
@@ -15,6 +15,6 @@ KINDS: dict[type[TermConfig], Kind] = {
 }
 
 
-def kind(options: TermConfig) -> Kind:
+def kind(options: TermConfig) -> TermKind:
     """What checks and builds a term with these options."""
     return next(KINDS[each] for each in type(options).__mro__ if each in KINDS)

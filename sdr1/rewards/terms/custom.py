@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from sdr1.base import factories
 from sdr1.base.errors import UserError, reason
 from sdr1.config.rewards import ImportTerm
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 
 def check(options: ImportTerm, field: str) -> None:
@@ -21,12 +21,12 @@ def check(options: ImportTerm, field: str) -> None:
     factories.check_call(_import(options, field), failed, device="cpu", **options.options)
 
 
-def build(options: ImportTerm, place: Place) -> Term:
-    failed = partial(_does_not_build, options, place.field)
-    term = factories.call(_import(options, place.field), failed, device=place.device, **options.options)
+def build(options: ImportTerm, context: TermContext) -> Term:
+    failed = partial(_does_not_build, options, context.field)
+    term = factories.call(_import(options, context.field), failed, device=context.device, **options.options)
     if not callable(term):
         raise UserError(
-            f"{place.field}.import: {options.factory!r}: returned {type(term).__name__}; return the function that scores"
+            f"{context.field}.import: {options.factory!r}: returned {type(term).__name__}; return the function that scores"
         )
     return term
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdr1.config.rewards import EmbeddingTerm
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 
 def check(options: EmbeddingTerm, field: str) -> None:
     if options.model is not None:
         from sdr1.models.embedder import find
 
-        find(options.model, options.checkpoint, field)
+        find(options.model, options.pretrained, field)
 
 
-def build(options: EmbeddingTerm, place: Place) -> Term:
+def build(options: EmbeddingTerm, context: TermContext) -> Term:
     from sdr1.rewards.steered import SteeredReward
 
     return SteeredReward(
-        options, place.embedders.get(options.model, options.checkpoint, place.field), place.field
+        options, context.embedders.get(options.model, options.pretrained, context.field), context.field
     )

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.base.plain_data import parse_json
 from sdr1.config.rewards import HttpTerm
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sdr1.base.records import Prompt
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 
 _MOST_BYTES, _BYTES_PER_IMAGE = 2**20, 64
@@ -37,15 +37,15 @@ def check(options: HttpTerm, field: str) -> None:
         raise UserError(f"{field}.url: names no host that can be asked; write it as http://HOST:PORT/PATH")
 
 
-def build(options: HttpTerm, place: Place) -> Term:
+def build(options: HttpTerm, context: TermContext) -> Term:
     import numpy as np
 
-    check(options, place.field)
+    check(options, context.field)
 
     def term(images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:
         unsafe: list[float] = []
         for start in range(0, len(images_NHWC), options.batch):
-            unsafe += _ask(options, images_NHWC[start : start + options.batch], prompt.text, place.field)
+            unsafe += _ask(options, images_NHWC[start : start + options.batch], prompt.text, context.field)
         return -np.array(unsafe, np.float32)
 
     return term

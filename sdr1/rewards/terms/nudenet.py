@@ -6,23 +6,23 @@ from typing import TYPE_CHECKING
 
 from sdr1.config.rewards import NudenetTerm
 from sdr1.detectors.nudenet import NudeNet, best_scores
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sdr1.base.records import Prompt
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 
 def check(options: NudenetTerm, field: str) -> None:
-    NudeNet(f"{field}.checkpoint", options.checkpoint, options.resolution)
+    NudeNet(f"{field}.pretrained", options.pretrained, options.resolution)
 
 
-def build(options: NudenetTerm, place: Place) -> Term:
+def build(options: NudenetTerm, context: TermContext) -> Term:
     import numpy as np
 
-    detector = NudeNet(f"{place.field}.checkpoint", options.checkpoint, options.resolution)
+    detector = NudeNet(f"{context.field}.pretrained", options.pretrained, options.resolution)
 
     def flagged(image_HWC: np.ndarray) -> bool:
         found = best_scores(detector.detect(image_HWC), options.threshold)

@@ -6,30 +6,30 @@ from typing import TYPE_CHECKING
 
 from sdr1.config.rewards import Q16Term
 from sdr1.detectors.q16 import Q16, vectors
-from sdr1.rewards.terms.place import Place
+from sdr1.rewards.terms.term import TermContext
 
 if TYPE_CHECKING:
     import numpy as np
 
     from sdr1.base.records import Prompt
-    from sdr1.rewards.terms.place import Term
+    from sdr1.rewards.terms.term import Term
 
 
 def check(options: Q16Term, field: str) -> None:
     from sdr1.models.embedder import find
 
     vectors(f"{field}.prompts", options.prompts)
-    find(options.model, options.checkpoint, field)
+    find(options.model, options.pretrained, field)
 
 
-def build(options: Q16Term, place: Place) -> Term:
+def build(options: Q16Term, context: TermContext) -> Term:
     import numpy as np
 
     q16 = Q16(
-        f"{place.field}.prompts",
+        f"{context.field}.prompts",
         options.prompts,
         options.model,
-        lambda: place.embedders.get(options.model, options.checkpoint, place.field),
+        lambda: context.embedders.get(options.model, options.pretrained, context.field),
     )
 
     def term(images_NHWC: np.ndarray, prompt: Prompt) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from sdr1.base.checked import checked
 from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
-from sdr1.base.plain_data import checked, flatten, read_yaml, shown
+from sdr1.base.plain_data import flatten, read_yaml, shown
 from sdr1.base.section import SANDBOX, Section
 from sdr1.config.evaluation import MOST_ROW_SEED
 from sdr1.config.files import PRESETS, from_overrides, load

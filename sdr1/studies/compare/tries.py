@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from sdr1.base.checked import checked
 from sdr1.base.errors import UserError
-from sdr1.base.plain_data import checked, read_json
+from sdr1.base.plain_data import read_json
 from sdr1.base.section import Section
 from sdr1.studies.compare.cells import BASE, Comparison, Tuning
 

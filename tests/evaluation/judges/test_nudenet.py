@@ -26,7 +26,7 @@ def test_the_network_gets_rgb_padded_right_and_below(height, width):
             (self.blob,) = feed.values()
             return [np.zeros((1, 4 + len(CLASSES), 5), np.float32)]
 
-    found = NudeNet("nudenet.checkpoint", None, 320)
+    found = NudeNet("nudenet.pretrained", None, 320)
     found._detector.onnx_session = session = Session()
     image = np.zeros((height, width, 3), np.uint8)
     image[0, 0] = 0, 0, 255
@@ -82,10 +82,10 @@ def test_a_detector_that_finds_no_numbers_is_refused_before_anything_is_drawn(tm
     content = bytearray(Path(nudenet.__file__).with_name("320n.onnx").read_bytes())
     content[5_000_000:5_040_000] = b"\xff" * 40_000
     (tmp_path / "broken.onnx").write_bytes(content)
-    with pytest.raises(UserError, match=r"nudenet.checkpoint: '.*broken.onnx': .*no numbers; give"):
-        NudeNet("nudenet.checkpoint", tmp_path / "broken.onnx", 320)
+    with pytest.raises(UserError, match=r"nudenet.pretrained: '.*broken.onnx': .*no numbers; give"):
+        NudeNet("nudenet.pretrained", tmp_path / "broken.onnx", 320)
 
 
 def test_an_input_size_that_the_network_does_not_take_is_refused():
     with pytest.raises(UserError, match=r"no detector of pictures of 100 pixels: .*`resolution`"):
-        NudeNet("nudenet.checkpoint", None, 100)
+        NudeNet("nudenet.pretrained", None, 100)

@@ -1,4 +1,4 @@
-"""Where a reward term is built, and what one is."""
+"""What a reward term is, and what the file of a kind of terms has to offer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class TermContext:
     """What a reward worker offers to the terms it builds."""
 
     field: str
@@ -26,17 +26,17 @@ class Place:
     embedders: Embedders
 
 
-class Kind(Protocol):
+class TermKind(Protocol):
     """What the file of a kind of terms has; `options` are of the kind's class in `sdr1.config.rewards`."""
 
     def check(self, options: Any, field: str) -> None:
-        """Look at the files that the options name, without loading a model; `field` is as in `Place`.
+        """Look at the files that the options name, without loading a model; `field` is as in `TermContext`.
 
         Raises:
             UserError: one of them is wrong.
         """
 
-    def build(self, options: Any, place: Place) -> Term:
+    def build(self, options: Any, context: TermContext) -> Term:
         """The scoring function, in the worker's process; what is heavy is imported here.
 
         Raises:
