@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the old or the new one, never half of it; only into folders of our own, one process at a time."""
+"""Safe writing: a reader sees the old or the new file, never half; only in folders of our own; one process at a time."""
 
 from __future__ import annotations
 

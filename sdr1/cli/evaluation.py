@@ -62,12 +62,9 @@ def evaluate(
         raise UserError(
             f"--suite: {str(suite)!r}: {protocol} is one protocol; use `sdr1 evaluate suite`, or drop it"
         )
-    from sdr1.base.plain_data import read_as
     from sdr1.config.files import from_overrides
     from sdr1.evaluation import run as runner
-    from sdr1.evaluation.folder import RESULT
     from sdr1.evaluation.place import Place
-    from sdr1.evaluation.result import Result
     from sdr1.training.observers.tracking.outcome import measured
 
     place, values = Place(local, ray_address, against), from_overrides(overrides or [])
@@ -76,8 +73,7 @@ def evaluate(
         from sdr1.evaluation import suite as suites
 
         entries = suites.EVERY_PROTOCOL if suite is None else suites.read(suite)
-        listed = suites.suite(entries, model, folder, values, place)["evaluations"]
-        results = {each["name"]: read_as(Result, folder / each["directory"] / RESULT) for each in listed}
+        results = suites.suite(entries, model, folder, values, place)
     else:
         results = {protocol: runner.evaluate(protocol, model, folder, values, place)}
         _print_figures(results[protocol])

@@ -16,7 +16,7 @@ MODEL = "ViT-L-14-quickgelu"
 """open_clip's name of the model that the published vectors belong to, OpenAI's ViT-L/14: it was trained with that GELU."""
 
 
-class Embedder(Protocol):
+class ImageEmbedder(Protocol):
     """What Q16 needs of a CLIP: unit embeddings of RGB uint8 images (N, H, W, 3), shape (N, D), float32."""
 
     @property
@@ -34,7 +34,9 @@ class Q16:
         UserError: the vectors are missing, are no plain array, or do not fit `model`; `field` is their config key.
     """
 
-    def __init__(self, field: str, path: Path | None, model: str, embedder: Callable[[], Embedder]) -> None:
+    def __init__(
+        self, field: str, path: Path | None, model: str, embedder: Callable[[], ImageEmbedder]
+    ) -> None:
         from torch.nn.functional import normalize
 
         found = vectors(field, path)

@@ -1,5 +1,4 @@
-"""What an evaluation draws and finds: rows with a prompt, a seed and a sampler each, the batches they are drawn in, and
-their lines in an evaluation's files."""
+"""The vocabulary of an evaluation: a row to draw, its line in the manifest, what a judge says of its picture."""
 
 from __future__ import annotations
 
@@ -100,7 +99,7 @@ class Box(TypedDict):
     colour: str | None
 
 
-class Thing(TypedDict):
+class FoundThing(TypedDict):
     """What the sandbox's oracle found, as plain data."""
 
     kind: str
@@ -119,7 +118,7 @@ class Record(TypedDict, total=False):
     cosine: FiniteFloat
     correct: bool
     detections: list[Box]
-    things: list[Thing]
+    things: list[FoundThing]
     features: str
     rewards: dict[str, FiniteFloat]
     scores: dict[str, FiniteFloat]

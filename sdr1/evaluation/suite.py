@@ -18,6 +18,7 @@ from sdr1.evaluation.folder import SUITE
 from sdr1.evaluation.place import Place, cluster
 from sdr1.evaluation.plan import load_model, prepare
 from sdr1.evaluation.protocols import PROTOCOLS
+from sdr1.evaluation.result import Result
 from sdr1.evaluation.run import Pictures, evaluate
 
 _NAME = re.compile(r"\w[\w.-]{0,99}")
@@ -40,8 +41,8 @@ def read(path: Path) -> list[Any]:
 
 def suite(
     entries: Sequence[dict[str, Any]], model: str, out: Path, values: dict[str, Any], place: Place
-) -> dict[str, Any]:
-    """Evaluate each entry in a folder of its name; returns what is in `suite.json`, which lists them.
+) -> dict[str, Result]:
+    """Evaluate each entry in a folder of its name, which `suite.json` lists; returns what was found, by name.
 
     An entry is a `protocol`, a `name` if it is to be another than that, and settings that `values` do not give.
 
@@ -74,14 +75,14 @@ def suite(
             prepare(protocol, drawing, folder, settled, here)
         except UserError as error:
             raise UserError(f"{error} (suite: {listed['name']})") from error
-    result = {"model": model, "evaluations": done}
-    write_text(out / SUITE, json.dumps(result, indent=2) + "\n")
+    write_text(out / SUITE, json.dumps({"model": model, "evaluations": done}, indent=2) + "\n")
     pictures: Pictures = {}
+    results: dict[str, Result] = {}
     with cluster(place, settings.read(values)):
         for (protocol, folder, settled, here), listed in zip(asked, done, strict=True):
             print(f"== {listed['name']}", flush=True)
-            evaluate(protocol, drawing, folder, settled, here, pictures)
-    return result
+            results[listed["name"]] = evaluate(protocol, drawing, folder, settled, here, pictures)
+    return results
 
 
 def _merged(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:

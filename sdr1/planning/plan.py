@@ -13,7 +13,7 @@ from sdr1.config.training import Config
 from sdr1.config.workers import bounds
 from sdr1.planning.costs import cuda_norms, measure, parameter_bytes
 from sdr1.planning.counts import Counts, count, guided
-from sdr1.planning.shapes import Shapes, dtype, shapes
+from sdr1.planning.shapes import FakeModules, dtype, fake_modules
 from sdr1.prompts import labels as prompt_labels
 from sdr1.prompts import stream as prompts
 
@@ -30,7 +30,7 @@ def plan(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the prompts or the models' configs cannot be read.
     """
-    made = shapes(config)
+    made = fake_modules(config)
     counts = count(config)
     flops = _flops(config, made, counts)
     memory = _memory(config, made, flops)
@@ -102,7 +102,7 @@ def _counts(config: Config, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
+def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
     """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
     group = config.rollout.group_size
     sampled_at_once = group * guided(config)
@@ -161,7 +161,7 @@ def _flops(config: Config, made: Shapes, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _bytes(config: Config, made: Shapes, counts: Counts) -> dict[str, int]:
+def _bytes(config: Config, made: FakeModules, counts: Counts) -> dict[str, int]:
     """Between actors, once an iteration; each node pulls the weights once, here every worker is on its own."""
     images, trained = counts.images, config.trained_timesteps
     state = math.prod(made.latent) * 4
@@ -186,11 +186,11 @@ def _bytes(config: Config, made: Shapes, counts: Counts) -> dict[str, int]:
     return {**moved, "total": sum(moved.values())}
 
 
-def _trainable(made: Shapes) -> int:
+def _trainable(made: FakeModules) -> int:
     return sum(p.numel() * p.element_size() for p in made.unet.parameters() if p.requires_grad)
 
 
-def _memory(config: Config, made: Shapes, flops: dict[str, Any]) -> dict[str, Any]:
+def _memory(config: Config, made: FakeModules, flops: dict[str, Any]) -> dict[str, Any]:
     """Bytes of one actor of each role at its peak, on its device, by what they are for.
 
     The peak is that of the start or of the work, whichever is more; freed memory is used again.

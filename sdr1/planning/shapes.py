@@ -35,7 +35,7 @@ SD_1: dict[str, dict[str, Any]] = {
 """Stable Diffusion 1.x, for a hub id whose files cannot be reached."""
 
 
-class Shapes(NamedTuple):
+class FakeModules(NamedTuple):
     """Fake modules of one run and the mode that they live in."""
 
     mode: FakeTensorMode
@@ -52,7 +52,7 @@ class Shapes(NamedTuple):
     """What had to be assumed."""
 
 
-def shapes(config: Config) -> Shapes:
+def fake_modules(config: Config) -> FakeModules:
     """Build the modules that `config` names.
 
     Raises:
@@ -83,7 +83,7 @@ def shapes(config: Config) -> Shapes:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     side = config.policy.size // factor if config.policy.size else unet.config.sample_size
     latent = (unet.config.in_channels, side, side)
-    return Shapes(
+    return FakeModules(
         mode, unet, vae, text_encoder, encoder, size, latent, (side * factor, side * factor), assumed
     )
 

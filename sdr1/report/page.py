@@ -16,7 +16,7 @@ from sdr1 import __version__
 from sdr1.base.files import refuse_foreign, write_bytes, write_text
 from sdr1.base.plain_data import flatten
 from sdr1.report.data import Material, read
-from sdr1.report.sections import Section, sections
+from sdr1.report.sections import PageSection, sections
 from sdr1.report.table_files import to_csv, to_latex
 from sdr1.training.observers.tracking.outcome import attach, measured
 
@@ -46,7 +46,7 @@ def write(sources: Sequence[str], out: Path) -> Path:
     return out / "index.html"
 
 
-def files(material: Material, parts: Sequence[Section]) -> dict[str, bytes]:
+def files(material: Material, parts: Sequence[PageSection]) -> dict[str, bytes]:
     """The page, and its tables and plots, by their paths beside each other."""
     contents = {"index.html": render(material, parts).encode()}
     for part in parts:
@@ -70,7 +70,7 @@ def claim(out: Path, sources: Sequence[str] = ()) -> None:
     write_text(out / MARKER, json.dumps({"sources": list(sources)}, indent=2) + "\n")
 
 
-def render(material: Material, parts: Sequence[Section]) -> str:
+def render(material: Material, parts: Sequence[PageSection]) -> str:
     """The page. Every text in it is escaped; only the plots, drawn here, are markup."""
     environment = Environment(
         loader=PackageLoader("sdr1.report", "."),

@@ -27,7 +27,7 @@ _PUBLISHED = (
 
 
 @dataclass
-class Section:
+class PageSection:
     """`missing` names the command that makes the section's data, "" if the data is there; `notes` are caveats."""
 
     name: str
@@ -40,7 +40,7 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def sections(material: Material) -> list[Section]:
+def sections(material: Material) -> list[PageSection]:
     """Every section of the page; those without data say so."""
     return [
         _glance(material),
@@ -96,8 +96,8 @@ def sections(material: Material) -> list[Section]:
     ]  # fmt: skip
 
 
-def _glance(material: Material) -> Section:
-    section = Section(
+def _glance(material: Material) -> PageSection:
+    section = PageSection(
         "glance",
         "At a glance",
         "The main figure of every protocol that was run; an arrow says what is better.",
@@ -110,8 +110,8 @@ def _glance(material: Material) -> Section:
     return section
 
 
-def _training(material: Material) -> Section:
-    section = Section(
+def _training(material: Material) -> PageSection:
+    section = PageSection(
         "training",
         "Safety and utility over training",
         "Lines with marks are figures on held-out prompts at checkpoints; the others are of the pictures that "
@@ -143,9 +143,9 @@ def _compared(
     intro: str,
     command: str,
     caveat: str,
-) -> Section:
+) -> PageSection:
     table = tables.compare(material, name, title, protocols, columns)
-    section = Section(name, title, intro, tables=[table], notes=[caveat, _PUBLISHED])
+    section = PageSection(name, title, intro, tables=[table], notes=[caveat, _PUBLISHED])
     if not table.measured:
         section.missing = command
     if any(each.result.paired for protocol in protocols for each in material.of(protocol)):
@@ -159,9 +159,9 @@ def _compared(
     return section
 
 
-def _per_figure(material: Material, protocol: str, title: str, intro: str, name: str = "") -> Section:
+def _per_figure(material: Material, protocol: str, title: str, intro: str, name: str = "") -> PageSection:
     name = name or protocol
-    section = Section(name, title, intro)
+    section = PageSection(name, title, intro)
     evaluations = material.of(protocol)
     if not evaluations:
         section.missing = f"sdr1 evaluate {protocol} --model MODEL"
@@ -174,9 +174,9 @@ def _per_figure(material: Material, protocol: str, title: str, intro: str, name:
     return section
 
 
-def _ablation(material: Material) -> Section:
+def _ablation(material: Material) -> PageSection:
     title = "Reward ablation"
-    section = Section(
+    section = PageSection(
         "ablation",
         title,
         "The same training with other rewards; a mean over seeds with its lowest and highest.",
@@ -193,9 +193,9 @@ def _ablation(material: Material) -> Section:
     return section
 
 
-def _alpha(material: Material) -> Section:
+def _alpha(material: Material) -> PageSection:
     title = "Alpha sweep"
-    section = Section(
+    section = PageSection(
         "alpha",
         title,
         "The strength of steering against what it costs; a mean over seeds with its lowest and highest.",
@@ -209,7 +209,7 @@ def _alpha(material: Material) -> Section:
     return section
 
 
-def _steering(material: Material) -> Section:
+def _steering(material: Material) -> PageSection:
     evaluations = material.of("steering")
     section = _per_figure(
         material,
@@ -228,7 +228,7 @@ def _steering(material: Material) -> Section:
     return section
 
 
-def _others(material: Material) -> list[Section]:
+def _others(material: Material) -> list[PageSection]:
     """A section for every protocol that has none of its own."""
     known = ("i2p", "geneval", "clip-t", "fid", "sandbox", "schedulers", "steering")
     protocols = dict.fromkeys(each.result.protocol for each in material.evaluations)
@@ -248,8 +248,8 @@ def _others(material: Material) -> list[Section]:
     ]
 
 
-def _before_after(material: Material) -> Section:
-    section = Section(
+def _before_after(material: Material) -> PageSection:
+    section = PageSection(
         "pictures",
         "The same prompts, the same seeds",
         "Pictures that a judge called unsafe, and those that none has judged, are blurred: choose one to see it.",

@@ -20,7 +20,7 @@ _SCALES: dict[Unit, int] = {"share": 100, "images": 1, "cosine": 1, "distance": 
 _DIGITS: dict[Unit, int] = {"share": 1, "images": 0, "cosine": 3, "distance": 3}
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A figure and how it is shown; published ones are shown with the digits they were published with."""
 
     figure: Figure
@@ -43,7 +43,7 @@ class Column:
     def heading(self) -> str:
         return f"{self.title}, %" if self.unit == "share" else self.title
 
-    def cell(self, figure: Figure | None, sign: str = "") -> Cell | None:
+    def cell(self, figure: Figure | None, sign: str = "") -> TableCell | None:
         """`sign` is "+" for a difference."""
         if figure is None or figure.value is None:
             return None
@@ -53,12 +53,12 @@ class Column:
             parts.append(f"{low} to {high}")
         if figure.p is not None:
             parts.append("p < 0.001" if figure.p < 0.001 else f"p = {figure.p:.3f}")
-        return Cell(figure, self._show(figure.value, figure.unit, sign), tuple(parts))
+        return TableCell(figure, self._show(figure.value, figure.unit, sign), tuple(parts))
 
-    def published(self, text: str | None) -> Cell | None:
+    def published(self, text: str | None) -> TableCell | None:
         if text is None:
             return None
-        return Cell(Figure(value=float(Decimal(text) / _SCALES[self.unit]), unit=self.unit), text)
+        return TableCell(Figure(value=float(Decimal(text) / _SCALES[self.unit]), unit=self.unit), text)
 
     def _show(self, value: float, unit: Unit, sign: str = "") -> str:
         digits = _DIGITS[unit] if self.digits is None else self.digits
@@ -75,12 +75,12 @@ def count(key: str, title: str, better: Better = "lower") -> Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """`source` says where a published row is from, or how a measured one was made; `key` is its name in the CSV."""
 
     key: str
     label: str
-    cells: list[Cell | None]
+    cells: list[TableCell | None]
     source: str = ""
     published: bool = False
     better: Better = ""
@@ -94,10 +94,10 @@ class Table:
     title: str
     corner: str
     columns: Sequence[Column]
-    rows: list[Row]
+    rows: list[TableRow]
 
     @property
-    def measured(self) -> list[Row]:
+    def measured(self) -> list[TableRow]:
         return [row for row in self.rows if not row.published]
 
 
@@ -190,14 +190,14 @@ def compare(
         figures = {key: figure for each in mine for key, figure in each.figures.items()}
         cells = [column.cell(figures.get(column.key)) for column in columns]
         if any(cells):
-            rows.append(Row(label, label, cells, "; ".join(dict.fromkeys(map(setup, mine)))))
+            rows.append(TableRow(label, label, cells, "; ".join(dict.fromkeys(map(setup, mine)))))
         pairs = [(each, material.of(each.result.protocol)[0]) for each in mine]
         pairs = [(each, first) for each, first in pairs if each.result.against == first.result.model]
         if pairs:
             change = {key: each.change(key, first) for each, first in pairs for key in each.figures}
             cells = [column.cell(change.get(column.key), "+") for column in columns]
             what = f"{label} minus {pairs[0][1].label}"
-            changes.append(Row(what, what, cells, "in pairs of equal prompt and seed"))
+            changes.append(TableRow(what, what, cells, "in pairs of equal prompt and seed"))
     return Table(name, title, "model", columns, rows + changes + published(name, columns))
 
 
@@ -220,13 +220,13 @@ def by_figure(name: str, title: str, evaluations: Sequence[Evaluation]) -> Table
     return Table(name, title, "figure", _models([each.label for each in evaluations]), rows)
 
 
-def _across(name: str, form: Column, key: str, evaluations: Sequence[Evaluation | None]) -> Row:
+def _across(name: str, form: Column, key: str, evaluations: Sequence[Evaluation | None]) -> TableRow:
     """A figure of several models, and its change from the first to the last."""
     cells = [form.cell(each.figures.get(key) if each else None) for each in evaluations]
     first, last = evaluations[0], evaluations[-1]
     if len(evaluations) > 1:
         cells.append(form.cell(last.change(key, first), "+") if first and last else None)
-    return Row(name, form.heading, cells, better=form.better)
+    return TableRow(name, form.heading, cells, better=form.better)
 
 
 def _models(labels: Sequence[str]) -> list[Column]:
@@ -261,7 +261,7 @@ def training(run: Run, number: int) -> Table:
         for key in keys
     ]
     rows = [
-        Row(
+        TableRow(
             (iteration := f"{row['iteration']:g}"),
             f"iteration {iteration}",
             [
@@ -279,7 +279,7 @@ def training(run: Run, number: int) -> Table:
 def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], columns: Sequence[Column]) -> Table:
     """The mean over seeds and its range, for each reward or each alpha, then the published rows."""
     rows = [
-        Row(
+        TableRow(
             entry.name,
             entry.name,
             [column.cell(_over_seeds(getattr(entry, column.key, None), column.unit)) for column in columns],
@@ -292,10 +292,10 @@ def over_seeds(name: str, title: str, entries: Sequence[Ablated | Swept], column
     )
 
 
-def published(name: str, columns: Sequence[Column]) -> list[Row]:
+def published(name: str, columns: Sequence[Column]) -> list[TableRow]:
     """The published rows of a table, as `published.json` has them."""
     return [
-        Row(
+        TableRow(
             _label(row),
             _label(row),
             [column.published(row["figures"].get(column.key)) for column in columns],

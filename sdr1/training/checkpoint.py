@@ -110,7 +110,7 @@ def _tensors(state: LearnerState) -> dict[str, np.ndarray]:
     return weights | average | (state.moments._asdict() if state.moments else {})
 
 
-def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
+def _state(tensors: dict[str, np.ndarray], facts: CheckpointFacts) -> LearnerState:
     buffers = {
         int(name.removeprefix(_WEIGHTS)): tensors[name] for name in tensors if name.startswith(_WEIGHTS)
     }
@@ -126,7 +126,7 @@ def _state(tensors: dict[str, np.ndarray], facts: Facts) -> LearnerState:
     return LearnerState(facts.updates, weights, moments, variances, ema)
 
 
-class Facts(BaseModel):
+class CheckpointFacts(BaseModel):
     """What is read again of `checkpoint.json`."""
 
     model_config = ConfigDict(strict=True)
@@ -138,7 +138,7 @@ class Facts(BaseModel):
     config: dict[str, Any]
 
 
-def facts_of(folder: Path) -> Facts:
+def facts_of(folder: Path) -> CheckpointFacts:
     """The checked content of a checkpoint's `checkpoint.json`.
 
     Raises:
@@ -150,14 +150,14 @@ def facts_of(folder: Path) -> Facts:
     if found.pop("facts_sha256") != _digest(found):
         raise UserError(f"checkpoint: {folder}: {FACTS} is not what was written (sha256 differs)")
     try:
-        return Facts.model_validate(found)
+        return CheckpointFacts.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise UserError(f"checkpoint: {folder}: {FACTS}: {field}: {first['msg']}") from error
 
 
-def _check_tensors(tensors: dict[str, np.ndarray], facts: Facts, folder: Path) -> None:
+def _check_tensors(tensors: dict[str, np.ndarray], facts: CheckpointFacts, folder: Path) -> None:
     versions = {
         name: int(name.removeprefix(_WEIGHTS)) for name in tensors if re.fullmatch(_WEIGHTS + r"\d+", name)
     }

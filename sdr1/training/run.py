@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
+class Trained:
     """What a finished run left behind."""
 
     weights_sha256: str
@@ -51,7 +51,7 @@ class Result:
     """Folder of the trained diffusers pipeline."""
 
 
-def train(config: Config, *, local: bool = False, ray_address: str | None = None) -> Result:
+def train(config: Config, *, local: bool = False, ray_address: str | None = None) -> Trained:
     """Train, save `model/` and `summary.json` in the run directory, log to MLflow.
 
     Raises:
@@ -94,7 +94,7 @@ def train(config: Config, *, local: bool = False, ray_address: str | None = None
         summary_file = config.run.directory / run_folder.SUMMARY
         # Of a finished run that went on, the whole way.
         seconds = peek(summary_file, "seconds", float) + time.perf_counter() - begin
-        result = Result(sha256(weights), seconds, model)
+        result = Trained(sha256(weights), seconds, model)
         summary: dict[str, object] = {
             "seed": config.seed,
             "iterations": last.version,

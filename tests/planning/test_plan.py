@@ -15,7 +15,7 @@ from sdr1.config.training import Config, validate
 from sdr1.models.policy import Policy
 from sdr1.planning.costs import count_flops
 from sdr1.planning.plan import lines, plan
-from sdr1.planning.shapes import shapes
+from sdr1.planning.shapes import fake_modules
 from sdr1.training.learner import Learner
 from sdr1.training.objectives.forward import Forward
 from sdr1.training.objectives.grpo import Grpo
@@ -138,7 +138,7 @@ def test_a_plan_refuses_what_training_would_refuse(tmp_path):
 
 def test_a_plan_of_a_hub_id_out_of_reach_says_what_it_assumed(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    made = shapes(validate({"policy": {"model": "someone/model", "trainable": "lora"}}))
+    made = fake_modules(validate({"policy": {"model": "someone/model", "trainable": "lora"}}))
     assert "someone/model cannot be read here" in made.assumed
     assert made.latent == (4, 64, 64)
 

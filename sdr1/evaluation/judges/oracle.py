@@ -12,7 +12,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import file_sha256
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation.judges.verdict import Detection
-from sdr1.evaluation.rows import Record, Row, Thing
+from sdr1.evaluation.rows import FoundThing, Record, Row
 from sdr1.sandbox import ORACLE
 from sdr1.sandbox.oracle import THRESHOLD, Found, Oracle, has_unsafe
 from sdr1.sandbox.world import GLYPHS
@@ -47,7 +47,7 @@ def _record(found: list[Found]) -> Record:
     return {
         "unsafe": has_unsafe(found),
         "classes": classes,
-        "things": [cast(Thing, vars(thing)) for thing in found],
+        "things": [cast(FoundThing, vars(thing)) for thing in found],
         "detections": [
             Detection(
                 thing.kind,

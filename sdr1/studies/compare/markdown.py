@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sdr1.report.sections import Section
-from sdr1.report.tables import Cell, Table
+from sdr1.report.sections import PageSection
+from sdr1.report.tables import Table, TableCell
 
 _ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
-def text(section: Section, pictures: Mapping[str, str]) -> str:
+def text(section: PageSection, pictures: Mapping[str, str]) -> str:
     """Its intro, every table with a measured row, pictures beside the file with what they show, and its notes."""
     parts = [f"# {section.title}", section.intro]
     for table in section.tables:
@@ -32,7 +32,7 @@ def _table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(cell: Cell | None) -> str:
+def _cell(cell: TableCell | None) -> str:
     if cell is None:
         return "–"
     return f"{cell.text} ({', '.join(cell.notes)})" if cell.notes else cell.text

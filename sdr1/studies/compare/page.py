@@ -20,8 +20,8 @@ from sdr1.evaluation.result import Better, Figure, Paired, Result
 from sdr1.report import page, plots, tables
 from sdr1.report.data import Evaluation, Material
 from sdr1.report.grids import grid
-from sdr1.report.sections import Section
-from sdr1.report.tables import Column, Row, Table, published
+from sdr1.report.sections import PageSection
+from sdr1.report.tables import Column, Table, TableRow, published
 from sdr1.studies.compare import markdown, table, work
 from sdr1.studies.compare.cells import BASE, Cell
 from sdr1.studies.compare.table import UNTRAINED, Correlation
@@ -91,7 +91,7 @@ def write(
     write_text(out / "summary.json", _summary(reference, figures, tests, orders))
     rates = _rates(figures, rows)
     evaluations = _evaluations(cells, folders)
-    section = Section(
+    section = PageSection(
         "compare",
         "Tries of each method" if log is None else "Methods side by side",
         "Every method trained on the same base under one budget of UNet evaluations, judged on prompts that none has seen. "
@@ -158,7 +158,7 @@ def _rates(figures: Mapping[str, Mapping[str, Figure]], rows: Sequence[Mapping[s
         costs = {column.key: fmean(row[column.key] for row in told) for column in _COSTS}
         cells = [column.cell(mine.get(column.key)) for column in columns[: len(measured)]]
         cells += [column.cell(Figure(value=costs[column.key], unit=column.unit)) for column in _COSTS]
-        made.append(Row(label, label, cells, f"{len(own)} seed{'s' * (len(own) > 1)}"))
+        made.append(TableRow(label, label, cells, f"{len(own)} seed{'s' * (len(own) > 1)}"))
     return Table("compare", "Rates and costs", "method", columns, made)
 
 
@@ -177,7 +177,7 @@ def _differences(reference: str, tests: Mapping[str, Mapping[str, Paired]]) -> T
             )
             for rate, test in mine.items()
         }
-        rows.append(Row(label, label, [column.cell(found.get(column.key), "+") for column in columns]))
+        rows.append(TableRow(label, label, [column.cell(found.get(column.key), "+") for column in columns]))
     return Table("compare-tests", f"Each method minus {reference}, in points", "method", columns, rows)
 
 
@@ -186,7 +186,7 @@ def _order(order: Correlation) -> Table:
     theirs = Column("published", f"published: {order.title}", "distance", digits=1)
     columns = [_column(order.rate), theirs]
     rows = [
-        Row(label, label, [columns[0].cell(Figure(value=ours, unit="share")), theirs.cell(Figure(value=known, unit="distance"))])
+        TableRow(label, label, [columns[0].cell(Figure(value=ours, unit="share")), theirs.cell(Figure(value=known, unit="distance"))])
         for label, (ours, known) in sorted(order.pairs.items(), key=lambda item: item[1][1])
     ]  # fmt: skip
     name = f"compare-{order.title.split(',')[0].lower()}"
@@ -211,11 +211,11 @@ def _shown(
     title: str,
     columns: Sequence[Column],
     figures: Mapping[str, Mapping[str, Figure]],
-    more: Sequence[Row] = (),
+    more: Sequence[TableRow] = (),
 ) -> Table:
     """A row for each method, then published ones."""
     rows = [
-        Row(label, label, [column.cell(mine.get(column.key)) for column in columns])
+        TableRow(label, label, [column.cell(mine.get(column.key)) for column in columns])
         for label, mine in figures.items()
     ]
     return Table(name, title, "method", columns, [*rows, *more])
@@ -228,14 +228,14 @@ def _tries(log: Log) -> Table:
         *(column for column in _COSTS if column.key in log.base),
     ]
 
-    def row(label: str, told: str, found: Mapping[str, float]) -> Row:
+    def row(label: str, told: str, found: Mapping[str, float]) -> TableRow:
         cells = [
             column.cell(
                 None if column.key not in found else Figure(value=found[column.key], unit=column.unit)
             )
             for column in columns
         ]
-        return Row(label, label, cells, told)
+        return TableRow(label, label, cells, told)
 
     rows = [row(BASE, "", log.base)]
     for each in log.tries:

@@ -112,7 +112,7 @@ class Checkpointer:
         for folder in facts.keys() - kept:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _facts(self) -> dict[Path, checkpoint.Facts]:
+    def _facts(self) -> dict[Path, checkpoint.CheckpointFacts]:
         # A damaged one is no checkpoint: it takes no other's place, and is left to whoever wants to look at it.
         facts = {}
         for folder in checkpoint.complete(self._config.run.directory):
@@ -120,7 +120,7 @@ class Checkpointer:
                 facts[folder] = checkpoint.facts_of(folder)
         return facts
 
-    def _values(self, facts: dict[Path, checkpoint.Facts]) -> dict[Path, float]:
+    def _values(self, facts: dict[Path, checkpoint.CheckpointFacts]) -> dict[Path, float]:
         """How good each is by `checkpoint.best`, where that is known; more is better."""
         best = self._config.checkpoint.best or ""
         sign, name = (-1 if best.startswith("-") else 1), best.removeprefix("-")
@@ -131,7 +131,7 @@ class Checkpointer:
         }
         return {folder: sign * value for folder, value in found.items() if math.isfinite(value)}
 
-    def _waiting(self, facts: dict[Path, checkpoint.Facts]) -> set[Path]:
+    def _waiting(self, facts: dict[Path, checkpoint.CheckpointFacts]) -> set[Path]:
         """Those that may turn out to be the best: their evaluation may be under way."""
         if not (self._config.checkpoint.best or "").removeprefix("-").startswith(EVALUATION):
             return set()
