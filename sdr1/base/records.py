@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,12 @@ class GroupTask:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Experience:
+    """What a run's objective learns from one group; each objective has a kind of its own."""
+
+
+@dataclass(frozen=True)
+class Trajectory(Experience):
     """The consecutive transitions of one group that GRPO trains on."""
 
     states: np.ndarray
@@ -59,7 +64,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Finals:
+class Finals(Experience):
     """What the objective on the forward process learns from. Timesteps and noise follow from the group's seed."""
 
     latents: np.ndarray
@@ -71,12 +76,10 @@ class Finals:
     """The same of the weights that sampled; None where they are those that are trained."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """One group as it leaves the policy."""
+class Rollout(NamedTuple):
+    """One group as it leaves the policy; on a cluster each part is an object of its own, which only its reader pulls."""
 
-    experience: Any
-    """What the run's objective learns from: a `Trajectory` or `Finals`."""
+    experience: Experience
     images: np.ndarray
     """RGB, shape (G, H, W, 3), uint8."""
     seconds: float

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
 
 import numpy as np
 import torch
 
 from sdr1.base.errors import TrainingError
 from sdr1.base.records import (
+    Experience,
     GroupReport,
     GroupTask,
     Label,
@@ -135,7 +135,7 @@ class Learner:
             }
             offset += size
 
-    def accumulate(self, task: GroupTask, experience: Any, scores: Scores) -> GroupReport:
+    def accumulate(self, task: GroupTask, experience: Experience, scores: Scores) -> GroupReport:
         """Add one group's gradient of the mean loss over the whole minibatch.
 
         Raises:
@@ -172,7 +172,7 @@ class Learner:
         )
 
     def _backward(
-        self, task: GroupTask, experience: Any, advantages_G: torch.Tensor
+        self, task: GroupTask, experience: Experience, advantages_G: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Add this rank's share of a group's gradient.
 

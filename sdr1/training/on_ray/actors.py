@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import ray
 from torch.distributed import TCPStore
 
 from sdr1.base.process import prepare_process
 from sdr1.base.records import (
+    Experience,
     GroupReport,
     GroupTask,
     LearnerState,
     Prompt,
+    Rollout,
     Scores,
     UpdateReport,
     Weights,
@@ -43,10 +43,8 @@ class RolloutActor(Actor):
         """Load published weights; the checksum of what is in place afterwards confirms them."""
         return self._policy.flat.load(weights.buffer)
 
-    def rollout(self, task: GroupTask) -> tuple[Any, np.ndarray, float]:
-        """One group: experience, images and busy seconds, of which each reader pulls its own."""
-        made = self._objective.rollout(task)
-        return made.experience, made.images, made.seconds
+    def rollout(self, task: GroupTask) -> Rollout:
+        return self._objective.rollout(task)
 
 
 class RewardActor(Actor):
@@ -92,7 +90,7 @@ class LearnerActor(Actor):
         options = self._config.learner.device, self._config.run.task_timeout, self._store
         self._learner.ranks = join(meeting, rank, host, *options)
 
-    def accumulate(self, task: GroupTask, experience: Any, scores: Scores) -> GroupReport | None:
+    def accumulate(self, task: GroupTask, experience: Experience, scores: Scores) -> GroupReport | None:
         """None, and nothing done, when the group before was lost on its way here: calls wait behind each other."""
         if task.group % self._groups_per_update != self._learner.accumulated:
             return None

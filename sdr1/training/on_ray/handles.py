@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from sdr1.base.records import (
+    Experience,
     GroupReport,
     GroupTask,
     LearnerState,
     Prompt,
+    Rollout,
     Scores,
     UpdateReport,
     Weights,
@@ -21,9 +23,9 @@ from sdr1.training.ranks import Meeting
 
 
 class Made(NamedTuple):
-    """A group's parts, each an object of its own: nobody pulls what it does not read."""
+    """The parts of a `Rollout`, each an object of its own: nobody pulls what it does not read."""
 
-    experience: Ref[Any]
+    experience: Ref[Experience]
     """For the learner."""
     images: Ref[np.ndarray]
     """For the reward worker, and for pictures to look at."""
@@ -36,7 +38,7 @@ class RolloutHandle(Handle):
         return self._actor.load.remote(weights)
 
     def rollout(self, task: GroupTask) -> Made:
-        return Made(*self._actor.rollout.options(num_returns=len(Made._fields)).remote(task))
+        return Made(*self._actor.rollout.options(num_returns=len(Rollout._fields)).remote(task))
 
 
 class RewardHandle(Handle):
@@ -52,7 +54,7 @@ class LearnerHandle(Handle):
         return self._actor.join.remote(meeting, rank)
 
     def accumulate(
-        self, task: GroupTask, experience: Ref[Any], scores: Ref[Scores]
+        self, task: GroupTask, experience: Ref[Experience], scores: Ref[Scores]
     ) -> Ref[GroupReport | None]:
         return self._actor.accumulate.remote(task, experience, scores)
 
