@@ -13,8 +13,10 @@ import yaml
 from sdr1.base.plain_data import flatten
 from sdr1.base.records import GroupTask, Prompt
 from sdr1.config.files import load
+from sdr1.config.workers import bounds
 from sdr1.models.policy import Policy
 from sdr1.planning.counts import count
+from sdr1.planning.plan import plan
 from sdr1.prompts.stream import PromptStream
 from sdr1.rewards.steered import SteeredReward
 
@@ -82,6 +84,26 @@ def test_the_heading_of_the_forward_preset_counts_evaluations() -> None:
         assert [int(each) * counts.images for each in said] == list(found)
 
 
+def test_the_heading_of_the_main_preset_counts_gpus() -> None:
+    config = load(CONFIGS / "sd14-main.yaml")
+    assert "Four GPUs: learner, two rollouts, reward." in heading(CONFIGS / "sd14-main.yaml")
+    assert config.run.placement == "separate"
+    workers = [bounds(role.workers).max for role in (config.rollout, config.reward)]
+    assert [config.learner.ranks, *workers] == [1, 2, 1]
+    assert all(role.device == "cuda" for role in (config.learner, config.rollout, config.reward))
+
+
+@pytest.mark.slow
+def test_the_heading_of_the_lora_preset_counts_memory() -> None:
+    path = CONFIGS / "sd14-lora.yaml"
+    claim = re.search(r"one GPU of (\d+) GB.*`sdr1 plan` counts (\d+) GB", heading(path))
+    assert claim
+    size, counted = map(int, claim.groups())
+    found = plan(load(path))["memory_on_the_one_gpu"]
+    assert round(found / 1e9) == counted
+    assert counted < size
+
+
 def test_every_stable_diffusion_preset_is_an_overlay_of_the_main_one() -> None:
     overlays = {path.stem for path in OVERLAYS}
     assert {path.stem for path in CONFIGS.glob("*.yaml") if "sandbox" not in path.stem} - overlays == {
@@ -142,4 +164,4 @@ def test_reference_takes_prompts_in_groups_whole_and_in_order():
 def _embedder(config):
     from sdr1.models.embedder import Embedder
 
-    return Embedder(config.reward.model, config.reward.checkpoint, "cpu")
+    return Embedder(config.reward.model, config.reward.pretrained, "cpu")
