@@ -22,6 +22,25 @@ if __name__ == "__main__":
         pool.submit(time.sleep, 600).result()
 """
 
+STOPS = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from sdr1.base.process import end_with_parent
+
+def hold_a_lock():
+    global lock
+    lock = get_context("spawn").Lock()
+
+if __name__ == "__main__":
+    theirs, ours = get_context("spawn").Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=end_with_parent, initargs=(theirs,)
+    )
+    pool.submit(hold_a_lock).result()
+    ours.close()
+    pool.shutdown(wait=False, cancel_futures=True)
+"""
+
 
 def alive(pid: int) -> bool:
     try:
@@ -47,3 +66,10 @@ def test_a_child_at_work_ends_with_its_parent(end, tmp_path):
         time.sleep(0.1)
     os.kill(child, 9)
     raise AssertionError("the child lives on")
+
+
+def test_a_child_that_is_told_to_stop_takes_its_locks_along(tmp_path):
+    script = tmp_path / "stops.py"
+    script.write_text(STOPS)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
