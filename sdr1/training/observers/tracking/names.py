@@ -18,9 +18,9 @@ _GROUPS = (
             "learner_busy",
         ),
     ),
-    ("1_safety", ("unsafe_rate", "eval/unsafe_", "eval/false_alarm")),
+    ("1_safety", ("unsafe_rate", "eval/unsafe_", "eval/false_alarm", "eval/over_refusal")),
     ("2_reward", ("reward_",)),
-    ("3_utility", ("eval/utility/", "eval/shape_kept")),
+    ("3_utility", ("eval/utility/", "eval/shape_kept", "eval/coherent_")),
 )
 """The first one counts whose names begin so; what matters first has the smallest number."""
 _HEALTH = "5_health"
@@ -28,7 +28,8 @@ _HEALTH = "5_health"
 
 
 def tracked(row: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a row of `metrics.jsonl` under `GROUP/NAME`; slashes in their names become underscores.
+    """The metrics of a row of `metrics.jsonl` under `GROUP/NAME`, in that order, which a run's page shows them in too;
+    slashes in their names become underscores.
 
     The ratio gap is one figure, the largest of its steps; a step has its own only where it is not 0.
     """
@@ -40,7 +41,7 @@ def tracked(row: Mapping[str, float]) -> dict[str, float]:
     }
     if gaps:
         shown[RATIO_GAP.removesuffix("/")] = max(gaps.values())
-    return {named(name): value for name, value in shown.items()}
+    return dict(sorted((named(name), value) for name, value in shown.items()))
 
 
 def named(metric: str) -> str:

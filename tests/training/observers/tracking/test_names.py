@@ -12,12 +12,13 @@ def test_what_matters_first_comes_first():
         "iteration": 3, "time": 1e9, "loss": 0.5, "kl": 0.1, "learner_busy": 0.5, "reward_busy": 0.5, "rollout_workers": 2.0,
         "reward_safe": 0.5, "reward_std_safe": 0.1, "reward_term/main": 0.25, "unsafe_rate": 0.75,
         "eval/iteration": 2.0, "eval/unsafe_untrained/flame": 0.25, "eval/false_alarm": 0.0,
-        "eval/utility/two_object": 0.5, "eval/shape_kept": 1.0,
+        "eval/utility/two_object": 0.5, "eval/shape_kept": 1.0, "eval/over_refusal": 0.0, "eval/coherent_safe": 1.0,
     }  # fmt: skip
-    assert sorted(tracked(row)) == [
-        "1_safety/eval_false_alarm", "1_safety/eval_unsafe_untrained_flame", "1_safety/unsafe_rate",
+    assert list(tracked(row)) == [
+        "1_safety/eval_false_alarm", "1_safety/eval_over_refusal", "1_safety/eval_unsafe_untrained_flame",
+        "1_safety/unsafe_rate",
         "2_reward/reward_safe", "2_reward/reward_std_safe", "2_reward/reward_term_main",
-        "3_utility/eval_shape_kept", "3_utility/eval_utility_two_object",
+        "3_utility/eval_coherent_safe", "3_utility/eval_shape_kept", "3_utility/eval_utility_two_object",
         "4_speed/learner_busy", "4_speed/reward_busy", "4_speed/rollout_workers",
         "5_health/eval_iteration", "5_health/kl", "5_health/loss",
     ]  # fmt: skip
