@@ -13,8 +13,8 @@ from sdr1.base.process import prepare_process
 from sdr1.base.records import GroupTask, Prompt, Scores
 from sdr1.config.training import validate
 from sdr1.models.policy import Policy
+from sdr1.training import objectives
 from sdr1.training.learner import Learner, micro_batches
-from sdr1.training.objectives.grpo import Grpo
 from sdr1.training.ranks import ALONE, LOOPBACK, Ranks, join, open_meeting
 
 
@@ -33,7 +33,8 @@ def _train(values: dict, updates: int, ranks: Ranks) -> tuple[np.ndarray, list]:
     """Updates on the same groups in every process: made by a policy that is never trained, with made-up rewards."""
     config = validate(values)
     learner = Learner(config, ranks=ranks)
-    maker = Grpo(config, Policy(config.policy, seed=config.seed, reference=True))
+    policy = Policy(config.policy, seed=config.seed, reference=True)
+    maker = objectives.kind(config)(config, policy)
     rng = np.random.default_rng(0)
     reports = []
     for update in range(updates):
@@ -70,11 +71,21 @@ def together(values: dict, size: int, updates: int) -> list:
         return [job.result(timeout=300) for job in jobs]
 
 
+GRPO = {"clip_range": 0.1}
+FORWARD = {"objective": "forward", "forward": {"timesteps": 2, "clip_range": 0.1}}
+
+
 @pytest.mark.parametrize(
-    ("trainable", "rate"), [pytest.param("lora", 1e-4, marks=pytest.mark.slow), ("full", 1e-3)]
+    ("trainable", "rate", "objective"),
+    [
+        ("full", 1e-3, GRPO),
+        pytest.param("lora", 1e-4, GRPO, marks=pytest.mark.slow),
+        pytest.param("full", 1e-4, FORWARD, marks=pytest.mark.slow),
+    ],
+    ids=["full", "lora", "forward"],
 )
-def test_two_ranks_equal_one_after_three_updates(small, trainable, rate):
-    learner = {"clip_range": 0.1, "learning_rate": rate, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 4}
+def test_two_ranks_equal_one_after_three_updates(small, trainable, rate, objective):
+    learner = {"learning_rate": rate, "kl_weight": 1.0, "kl_on": "safe", "micro_batch": 4, **objective}
     config = small(policy={"trainable": trainable}, rollout={"group_size": 4}, learner=learner)
     values = config.model_dump(mode="json")
     alone, reports = _train(values, 3, ALONE)

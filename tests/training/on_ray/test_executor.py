@@ -47,11 +47,18 @@ def test_ray_and_one_process_train_the_same_bits(small, tmp_path, workers, optio
 
 
 @pytest.mark.parametrize(
-    "victim", [pytest.param("rollout", marks=SLOW), pytest.param("reward", marks=SLOW), "learner"]
+    ("victim", "options"),
+    [
+        ("learner", {}),
+        *(pytest.param(victim, {}, marks=SLOW) for victim in ("rollout", "reward")),
+        *(pytest.param(victim, FORWARD, marks=SLOW) for victim in ("rollout", "learner")),
+    ],
+    ids=["learner", "rollout", "reward", "rollout forward", "learner forward"],
 )
-def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim):
-    config = small(iterations=4, run={"directory": str(tmp_path / "ray")}, rollout={"workers": 2})
-    undisturbed = train(small(iterations=4, run={"directory": str(tmp_path / "local")}), local=True)
+def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim, options):
+    undisturbed = train(small(4, **options, run={"directory": str(tmp_path / "local")}), local=True)
+    rollout = {**options.get("rollout", {}), "workers": 2}
+    config = small(4, **{**options, "run": {"directory": str(tmp_path / "ray")}, "rollout": rollout})
     names = {"rollout": "RolloutActor", "reward": "RewardActor", "learner": "LearnerActor"}
 
     def strike() -> None:
