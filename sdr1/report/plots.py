@@ -55,6 +55,7 @@ _PANELS = {
     "reward": ("Reward of the training's own pictures", "mean reward", ("reward_safe", "reward_unsafe")),
 }
 _WORK = (
+    ("unsafe, rollouts", "unsafe_rate"),
     ("unsafe, trained", "eval/unsafe_trained"),
     ("unsafe, untrained", "eval/unsafe_untrained"),
     ("utility", "eval/utility/overall"),
@@ -163,29 +164,37 @@ def _plane(runs: Sequence[Run]) -> list[Plot]:
 
 
 def work(runs: Sequence[Run]) -> list[Plot]:
-    """Rates on held-out prompts over the UNet evaluations that training took, a panel each.
+    """Rates over the UNet evaluations that training took, a panel each: with marks on held-out prompts, without of the
+    training's own pictures.
 
     Runs of one label differ by their seed: a thin line for each, and a thick one for their mean, as far as all of them
     go. Between two evaluations of the weights a rate is taken to move evenly.
     """
     panels = {
-        title: [(run.label, points) for run in runs if (points := spent(run, prefix))]
+        (title, prefix): curves
         for title, prefix in _WORK
+        if (curves := [(run.label, points) for run in runs if (points := spent(run, prefix))])
     }
-    if not any(panels.values()):
+    if not panels:
         return []
     looks = dict(zip(dict.fromkeys(run.label for run in runs), cycle(zip(_COLOURS, _MARKERS))))
-    title, unnamed = "Held-out rates over UNet evaluations", set(looks)
+    title, unnamed = "Rates over UNet evaluations", set(looks)
+    height = 1.2 + 1.8 * len(panels)
     with _plot(
-        "training-work", title, "UNet evaluations, a backward pass as two", *panels, height=6.6
+        "training-work",
+        title,
+        "UNet evaluations, a backward pass as two",
+        *(name for name, _ in panels),
+        height=height,
     ) as draft:
-        for axes, curves in zip(draft.panels, panels.values()):
+        for axes, ((_, prefix), curves) in zip(draft.panels, panels.items()):
             for label, (colour, marker) in looks.items():
                 mine = [points for name, points in curves if name == label]
                 for points in mine:
                     axes.plot(*zip(*points), color=colour, linewidth=0.6, alpha=0.6)
                 if mine:
-                    thick = axes.plot(*mean(mine), color=colour, marker=marker, markersize=4, linewidth=2)
+                    mark = marker if prefix.startswith("eval/") else None
+                    thick = axes.plot(*mean(mine), color=colour, marker=mark, markersize=4, linewidth=2)
                     # A name stands in the legend once, not once a panel.
                     if label in unnamed:
                         thick[0].set_label(_label(label))
@@ -196,10 +205,9 @@ def work(runs: Sequence[Run]) -> list[Plot]:
 
 
 def spent(run: Run, prefix: str) -> list[tuple[float, float]]:
-    """UNet evaluations and the mean of the held-out figures whose names begin so, of each evaluation that has them."""
-    keys = [
-        key for key in dict.fromkeys(key for row in run.held_out for key in row) if key.startswith(prefix)
-    ]
+    """UNet evaluations and the mean of the figures whose names begin so, of each row that has them."""
+    rows = run.held_out if prefix.startswith("eval/") else run.rows
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith(prefix)]
     return [(work, fmean(values)) for work, *values in _numbers(run, "unet_evaluations", *keys) if values]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -416,7 +417,11 @@ def test_rates_over_unet_evaluations_are_means_of_the_seeds(tmp_path):
     longer, shorter = [(0, 1.0), (10, 0.5), (20, 0.0)], [(0, 0.5), (5, 0.0), (15, 0.4)]
     xs, ys = plots.mean([longer, shorter])
     assert (xs, ys) == ([0, 5, 10, 15], pytest.approx([0.75, 0.375, 0.35, 0.325]))
-    assert not plots.work(read([str(made.run(tmp_path / "none", held_out=False))]).runs)
+    (own,) = read([str(made.run(tmp_path / "none", held_out=False))]).runs
+    assert plots.spent(own, "unsafe_rate") == [(50 * (n + 1), 0.9 - n / 8) for n in range(6)]
+    drawn = plots.work([own])[0].svg
+    assert [title in drawn for title in ("unsafe, rollouts", "unsafe, trained")] == [True, False]
+    assert not plots.work([replace(own, rows=[{"iteration": 0, "reward_safe": 0.1}])])
 
 
 def test_a_metric_that_is_no_number_is_no_cell(tmp_path):
