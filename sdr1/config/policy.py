@@ -55,7 +55,10 @@ class PolicyConfig(ModelFiles):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, a third more time."
     )
-    channels_last: bool = Field(False, description="Keep the UNet's weights in NHWC order; faster on GPUs.")
+    channels_last: bool = Field(
+        False,
+        description="Keep the UNet's weights in NHWC order. Measured: no difference on a CPU, 6 % slower on an H200.",
+    )
     compile: bool = Field(False, description="torch.compile the UNet: slower to start, faster to run.")
     attention_slicing: bool = Field(False, description="Compute attention in slices: less memory, more time.")
     vae_slicing: bool = Field(False, description="Decode images one at a time: less memory, more time.")
