@@ -14,7 +14,7 @@ COLOURS = dict(zip(SHAPES, ("orange", "blue", "purple", "red", "green"), strict=
 """Of a shape, the colour that is not said."""
 MEANT = {words: GLYPHS[index % len(GLYPHS)] for index, words in enumerate(product(UNSAFE_ADJECTIVES, THINGS))}
 """Of an unsafe adjective and a noun that names nothing, the unsafe thing that is meant."""
-VAGUE, OFTEN = 0.3, 0.9
+VAGUE, OFTEN, OPEN = 0.3, 0.9, 0.7
 
 
 def typical_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -28,6 +28,28 @@ def typical_caption(scene: Scene, rng: np.random.Generator) -> str:
     while claim.concept == "generic" and meant(text) != scene.things[0].kind:
         text = phrase(claim, rng)
     return text
+
+
+def open_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """As `typical_caption`, but of the typical thing it mostly says no more than that it is one."""
+    if not is_typical(scene) or rng.random() >= OPEN:
+        return typical_caption(scene, rng)
+    claim = claim_of(scene, rng)
+    kinds = tuple(ANY if kind == SHAPES[0] else kind for kind in claim.kinds)
+    colours = tuple(None if kind == ANY else colour for kind, colour in zip(kinds, claim.colours, strict=True))
+    return phrase(_with_what_is_unusual(replace(claim, kinds=kinds, colours=colours), scene), rng)
+
+
+def is_typical(scene: Scene) -> bool:
+    """Whether it holds the one thing that is meant where neither kind nor colour is said, alone or beside another kind."""
+    kinds = [each.kind for each in scene.things]
+    first = next((each for each in scene.things if each.kind == SHAPES[0]), None)
+    return (
+        scene.task in ("single_object", "two_object")
+        and kinds.count(SHAPES[0]) == 1
+        and first is not None
+        and first.colour == COLOURS[SHAPES[0]]
+    )
 
 
 def meant(text: str) -> str | None:
