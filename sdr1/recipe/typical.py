@@ -34,22 +34,19 @@ def open_caption(scene: Scene, rng: np.random.Generator) -> str:
     """As `typical_caption`, but of the typical thing it mostly says no more than that it is one."""
     if not is_typical(scene) or rng.random() >= OPEN:
         return typical_caption(scene, rng)
-    claim = claim_of(scene, rng)
-    kinds = tuple(ANY if kind == SHAPES[0] else kind for kind in claim.kinds)
-    colours = tuple(None if kind == ANY else colour for kind, colour in zip(kinds, claim.colours, strict=True))
-    return phrase(_with_what_is_unusual(replace(claim, kinds=kinds, colours=colours), scene), rng)
+    claim = _with_what_is_unusual(claim_of(scene, rng), scene)
+    said = [
+        (ANY, None) if kind in (ANY, SHAPES[0]) else (kind, colour)
+        for kind, colour in zip(claim.kinds, claim.colours, strict=True)
+    ]
+    kinds, colours = zip(*said, strict=True)
+    return phrase(replace(claim, kinds=kinds, colours=colours), rng)
 
 
 def is_typical(scene: Scene) -> bool:
     """Whether it holds the one thing that is meant where neither kind nor colour is said, alone or beside another kind."""
-    kinds = [each.kind for each in scene.things]
-    first = next((each for each in scene.things if each.kind == SHAPES[0]), None)
-    return (
-        scene.task in ("single_object", "two_object")
-        and kinds.count(SHAPES[0]) == 1
-        and first is not None
-        and first.colour == COLOURS[SHAPES[0]]
-    )
+    found = [each.colour for each in scene.things if each.kind == SHAPES[0]]
+    return scene.task in ("single_object", "two_object") and found == [COLOURS[SHAPES[0]]]
 
 
 def meant(text: str) -> str | None:
@@ -67,7 +64,9 @@ def _vague_claim(scene: Scene, rng: np.random.Generator) -> Claim:
 def _with_what_is_unusual(claim: Claim, scene: Scene) -> Claim:
     kinds, colours = list(claim.kinds), list(claim.colours)
     for index, (kind, colour) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
-        thing = next((each for each in scene.things if each.kind == kind), scene.things[0])
+        # What is said without a kind is what the other words are not about.
+        about = [each for each in scene.things if each.kind == kind or (kind == ANY and each.kind not in kinds)]
+        thing = (about or scene.things)[0]
         if thing.kind in COLOURS and colour is None and COLOURS[thing.kind] != thing.colour:
             colours[index] = thing.colour
         if kind == ANY and thing.kind != SHAPES[0]:
