@@ -123,16 +123,19 @@ def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
         with autocast():
             return made.unet(latents, times, encoder_hidden_states=states).sample.float()
 
-    def as_on(device: str) -> Any:
+    def cost(call: Callable[[], object], device: str) -> tuple[int, int]:
+        cuda = device != "cpu"
         half = config.policy.precision != "float32"
-        return cuda_norms(made.unet) if half and device != "cpu" else contextlib.nullcontext()
+        with cuda_norms(made.unet) if half and cuda else contextlib.nullcontext():
+            return measure(call, cuda)
 
     with made.mode:
         with torch.no_grad():
-            with as_on(config.rollout.device):
-                forward, sampling = measure(lambda: evaluate(sampled_at_once))
+            drawn_on = config.rollout.device
+            forward, sampling = cost(lambda: evaluate(sampled_at_once), drawn_on)
             slices = 1 if config.policy.vae_slicing else group
-            decode, decoding = measure(lambda: made.vae.decode(torch.empty(slices, *made.latent)).sample)
+            latents = torch.empty(slices, *made.latent)
+            decode, decoding = cost(lambda: made.vae.decode(latents).sample, drawn_on)
             text, _ = measure(lambda: made.text_encoder(torch.zeros(1, length, dtype=torch.long)))
             batch = min(config.reward.batch, group)
             score, scoring = measure(
@@ -140,9 +143,8 @@ def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
             )
         # Gradients exist from the second pass on.
         made.unet.train(config.policy.gradient_checkpointing)
-        with as_on(config.learner.device):
-            evaluate(1).sum().backward()
-            training, learning = measure(lambda: evaluate(trained_at_once).sum().backward())
+        evaluate(1).sum().backward()
+        training, learning = cost(lambda: evaluate(trained_at_once).sum().backward(), config.learner.device)
     unet_forward, unet_training = forward / sampled_at_once, training / trained_at_once
     reference = counts.reference / counts.images * unet_forward
     sampled = counts.rollout / counts.images * unet_forward + decode / slices

@@ -30,3 +30,12 @@ def test_norms_as_on_a_gpu_hold_their_input_in_float32():
         held = norm(given).grad_fn._saved_input
     assert held.dtype == torch.float32
     assert norm.to(torch.bfloat16)(given).dtype == torch.bfloat16, "outside nothing is changed"
+
+
+def test_a_convolution_on_a_gpu_holds_its_input_twice():
+    layers = [torch.nn.Conv2d(*channels, kernel_size=1) for channels in ((1, 8), (8, 2))]
+    given = torch.zeros(1, 1, 16, 16)
+    with torch.no_grad():
+        peaks = [measure(lambda: layers[1](layers[0](given)), cuda)[1] for cuda in (False, True)]
+    plane = 16 * 16 * 4
+    assert peaks == [(8 + 2) * plane, (8 + 2 + 8) * plane]
