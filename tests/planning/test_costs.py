@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sdr1.planning.costs import cuda_norms, measure
 
@@ -39,3 +40,35 @@ def test_a_convolution_on_a_gpu_holds_its_input_twice():
         peaks = [measure(lambda: layers[1](layers[0](given)), cuda)[1] for cuda in (False, True)]
     plane = 16 * 16 * 4
     assert peaks == [(8 + 2) * plane, (8 + 2 + 8) * plane]
+
+
+class Block(torch.nn.Module):
+    """A residual layer, 64 times as wide within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = (
+            torch.nn.LayerNorm(8),
+            torch.nn.Linear(8, 512),
+            torch.nn.Linear(512, 8),
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.down(torch.nn.functional.gelu(self.up(self.norm(hidden))))
+
+
+def test_what_checkpointing_lets_go_of_is_not_counted():
+    def peak(count: int) -> int:
+        blocks = [Block() for _ in range(count)]
+
+        def call() -> None:
+            hidden = torch.zeros(100, 8)
+            for block in blocks:
+                hidden = checkpoint(block, hidden, use_reentrant=False)
+            hidden.sum().backward()
+
+        call()
+        return measure(call)[1]
+
+    # Of each block its output is held, and of one block at a time what lies within.
+    assert peak(10) - peak(2) < 8 * 100 * 8 * 4 * 2
