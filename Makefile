@@ -40,8 +40,9 @@ demo: setup ## train the sandbox model, print before and after, write outputs/de
 demo-seeds: setup ## the same for three seeds, with their mean
 	$(MALLOC) $(BIN)/sdr1 sandbox demo --images 200 --out outputs/demo-seeds $(addprefix --seed ,$(SEEDS))
 
+# Three processes for two cores: one of them runs the tests that start clusters, and mostly waits.
 test: setup ## the tests
-	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(MALLOC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

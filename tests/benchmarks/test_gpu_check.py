@@ -92,9 +92,9 @@ def test_seconds_of_a_whole_run_follow_from_its_evaluations():
 
 def test_a_part_that_does_not_fit_is_skipped_and_says_so():
     assert gpu_check.attempt(60, 30, dict) == {"skipped": "it may take 60 s, and 30 s are left"}
-    stopped = gpu_check.attempt(0.05, 1, lambda: time.sleep(5) or {})
+    stopped = gpu_check.attempt(0.05, 1, lambda: time.sleep(90) or {})
     assert stopped["skipped"] == "its 0 s were not enough"
-    assert stopped["took_seconds"] < 4
+    assert stopped["took_seconds"] < 60
 
     def broken():
         raise RuntimeError("CUDA out of memory\nmore")

