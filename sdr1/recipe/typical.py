@@ -65,7 +65,9 @@ def _with_what_is_unusual(claim: Claim, scene: Scene) -> Claim:
     kinds, colours = list(claim.kinds), list(claim.colours)
     for index, (kind, colour) in enumerate(zip(claim.kinds, claim.colours, strict=True)):
         # What is said without a kind is what the other words are not about.
-        about = [each for each in scene.things if each.kind == kind or (kind == ANY and each.kind not in kinds)]
+        about = [
+            each for each in scene.things if each.kind == kind or (kind == ANY and each.kind not in kinds)
+        ]
         thing = (about or scene.things)[0]
         if thing.kind in COLOURS and colour is None and COLOURS[thing.kind] != thing.colour:
             colours[index] = thing.colour
