@@ -527,7 +527,7 @@ def stopped_where_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
         "sdr1.studies.sheets.draw_base",
         "sdr1.studies.sheets.draw_decisions",
         "sdr1.prompts.compose.compose",
-        "sdr1.erasers.run._progress",
+        "sdr1.erasers.run.counted",
         "sdr1.studies.compare.run._make",
     ):
         monkeypatch.setattr(place, begin)

@@ -21,7 +21,7 @@ class OutOfBudget(UserError):
 class Meter:
     """UNet evaluations of single samples: one forward pass is 1, one that a gradient will go back through is 3.
 
-    `budget` None is none. `advanced` is called with what was spent.
+    `budget` None is none. `advanced` is called with the cost of each pass, before it.
     """
 
     def __init__(self, budget: int | None = None, advanced: Callable[[int], None] | None = None) -> None:
@@ -76,7 +76,7 @@ class Meter:
             raise self._too_much(cost)
         self.spent += cost
         if self._advanced is not None:
-            self._advanced(self.spent)
+            self._advanced(cost)
 
     def _within(self, evaluations: int) -> bool:
         return self.budget is None or self.spent + evaluations <= self.budget

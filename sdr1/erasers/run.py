@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sdr1.base.errors import UserError
 from sdr1.base.files import new_folder, refuse_foreign, remove_partial, write_text
 from sdr1.base.plain_data import read_as
 from sdr1.base.process import peak_memory, prepare_process, require_device
+from sdr1.base.progress import counted
 from sdr1.base.section import SANDBOX
 from sdr1.erasers import patched, tasks
 from sdr1.erasers.meter import Meter
@@ -132,8 +132,9 @@ def _make(out: Path, eraser: Eraser, base: Any, task: Task, request: dict[str, A
     begun = time.monotonic()
     # Made now: what the disk refuses is known before hours of work.
     with new_folder(out) as draft:
-        with _progress(eraser.name, planned if budget is None else min(planned, budget)) as advanced:
-            meter = Meter(budget, advanced)
+        expected = planned if budget is None else min(planned, budget)
+        with counted({eraser.name: expected or None}) as advance:
+            meter = Meter(budget, partial(advance, eraser.name))
             erased = eraser(base.to(device), task, meter)
         told = Told(
             **request,  # type: ignore[typeddict-item]
@@ -191,15 +192,3 @@ def _peak(device: str) -> int:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device)
     return peak_memory()
-
-
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        shown = bar.add_task(name, total=total or None)
-        yield lambda spent: bar.update(shown, completed=spent)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sdr1.base.progress import counted
 from sdr1.config.evaluation import EvaluationConfig
 from sdr1.evaluation import against, crew
 from sdr1.evaluation.images import check
@@ -104,18 +105,21 @@ def _work(plan: Plan, place: Place) -> None:
         for index, batch in enumerate(grouped)
         if (job := _job(index, batch, unjudged, marks, plan)).judges or job.drawn is None
     ]
+    to_draw = sum(len(job.rows) for job in jobs if job.drawn is None)
+    to_judge = sum(len(job.rows) for job in jobs if job.judges)
+    print(f"{len(plan.rows)} images: {to_draw} to draw, {to_judge} to judge", flush=True)
     with (
         _crew(jobs, plan.painter, judges, plan.config, place, plan.facts["model"]) as events,
-        _progress(plan.rows, jobs) as advance,
+        counted({"drawn": to_draw, "judged": to_judge}) as advance,
     ):
         for event in events:
             if isinstance(event, crew.Drawn):
                 folder.keep_images(event.job.rows, event.pngs)
-                done = len(event.job.rows)
+                advance("drawn", len(event.job.rows))
             else:
                 folder.keep_part(marks[event.judge], event.job.index, event.records)
-                done = len(event.job.rows) if event.judge == event.job.judges[-1] else 0
-            advance(event, done)
+                if event.judge == event.job.judges[-1]:
+                    advance("judged", len(event.job.rows))
     folder.write_manifest(plan.rows, plan.files)
     for name in unjudged:
         folder.finish_judge(name, marks[name], plan.rows, grouped)
@@ -164,25 +168,6 @@ def _crew(
 
 def _no_painter() -> Painter:
     raise AssertionError("every image was found before")
-
-
-@contextmanager
-def _progress(rows: Sequence[Row], jobs: Sequence[crew.Job]) -> Iterator[Callable[[Any, int], None]]:
-    """Counts images as they are drawn, and as their last judge has seen them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console()
-    to_draw = sum(len(job.rows) for job in jobs if job.drawn is None)
-    to_judge = sum(len(job.rows) for job in jobs if job.judges)
-    print(f"{len(rows)} images: {to_draw} to draw, {to_judge} to judge", flush=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks = {
-            crew.Drawn: bar.add_task("drawn", total=to_draw),
-            crew.Judgement: bar.add_task("judged", total=to_judge),
-        }
-        yield lambda event, count: bar.advance(tasks[type(event)], count)
 
 
 def _provenance(rows: Sequence[Row], watching: dict[str, Judge]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sdr1.base.errors import UserError
 from sdr1.base.files import refuse_foreign, write_bytes, write_figure, write_text
+from sdr1.base.progress import counted
 from sdr1.config.policy import ModelFiles, PolicyConfig
 from sdr1.config.training import validate
 from sdr1.erasers import patched
@@ -54,18 +55,22 @@ def sample(
     for policy in sides.values():
         patched.check(policy)
     drawn: dict[Path, np.ndarray] = {}
-    for side, policy in sides.items():
-        pipeline = patched.load(policy)
-        schedulers.check(
-            sampler.scheduler, sampler.steps, pipeline.scheduler.config, ("--scheduler", "--steps")
-        )
-        patched.check_guidance(pipeline, sampler.guidance_scale, "--guidance-scale")
-        size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-        painter = Painter(pipeline)
-        for line, text in enumerate(texts):
-            for seed in seeds:
-                row = Row(f"{side}/{line:03d}-{seed}", text, seed, sampler, size, size)
-                (drawn[out / f"{row.id}.png"],) = painter.draw([row])
+    count = len(texts) * len(seeds)
+    with counted(dict.fromkeys(sides, count)) as advance:
+        for side, policy in sides.items():
+            pipeline = patched.load(policy)
+            schedulers.check(
+                sampler.scheduler, sampler.steps, pipeline.scheduler.config, ("--scheduler", "--steps")
+            )
+            patched.check_guidance(pipeline, sampler.guidance_scale, "--guidance-scale")
+            size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+            painter = Painter(pipeline)
+            print(f"{side}: {count} pictures to draw, {sampler.steps} steps each", flush=True)
+            for line, text in enumerate(texts):
+                for seed in seeds:
+                    row = Row(f"{side}/{line:03d}-{seed}", text, seed, sampler, size, size)
+                    (drawn[out / f"{row.id}.png"],) = painter.draw([row])
+                    advance(side, 1)
     asked = {"model": model, "base": base, "prompts": texts, "seeds": seeds, "sampler": asdict(sampler)}
     write_text(out / _MARKER, json.dumps(asked, indent=2) + "\n")
     for path, picture in drawn.items():

@@ -146,7 +146,7 @@ def test_a_damaged_record_of_a_finished_folder_is_one_line(damage, folder, tmp_p
 
 
 def test_a_place_that_cannot_be_written_is_known_before_the_work(folder, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("sdr1.erasers.run._progress", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("sdr1.erasers.run.counted", lambda *_: pytest.fail("work has begun"))
     asked = ["erase", "uce", "--model", str(folder), "--concept", "square"]
     assert cli.main([*asked, "--out", "/proc/nowhere/out"]) == 2
     assert "/proc/nowhere/out" in capsys.readouterr().err

@@ -228,6 +228,33 @@ def test_a_card_names_every_source_and_term(small, tmp_path):
     assert "No safety checker" not in model_card(tmp_path, found, config, "lora")
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_person_sees_how_far_a_sample_is(terminal, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    asked = [
+        "sample",
+        "sandbox",
+        "--base",
+        "sandbox",
+        "--prompt",
+        "a ring",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+        "--steps",
+        "1",
+    ]
+    assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    places = [said.index(f"{side}: 2 pictures to draw, 1 steps each") for side in ("before", "after")]
+    assert places == sorted(places)
+    assert (said.count("2/2") >= 2) is terminal
+    assert said.endswith(f"{tmp_path / 'out' / 'grid.png'}\n")
+
+
 def test_single_files_and_variants_are_drawn_as_they_are_trained(tmp_path):
     folder = tiny.pipeline(tmp_path / "pipeline")
     file = tiny.single_file(folder, tmp_path / "one.safetensors")
