@@ -14,6 +14,15 @@ from sdr1.base.section import Section
 
 S = TypeVar("S", bound=Section)
 
+_PLAIN = {
+    "dict_type": "is no mapping; give {name: ...}",
+    "list_type": "is no list; give [...]",
+    "model_attributes_type": "is no mapping; give {kind: ...}",
+    "tuple_type": "is no list; give [...]",
+    "union_tag_not_found": "says no kind; give {kind: ...}",
+}
+"""What pydantic says in the words of Python, in those of YAML."""
+
 
 def checked(model: type[S], values: Any) -> S:
     """Build a section from plain data.
@@ -31,7 +40,7 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
     """The first mistake in plain data for `model`, as one line with field, value and fix."""
     first = error.errors()[0]
     # Members of a union appear in `loc` under their type's name.
-    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "int")
+    hidden = ("literal", "AnchorsConfig", "Elastic", "constrained-int", "function-after", "int")
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(hidden))
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":
@@ -50,7 +59,12 @@ def _one_line(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
         return f"{field}: required; give a value{more}"
     if first["type"] == "string_pattern_mismatch" and field.endswith("device"):
         return f"{field}: {shown(first['input'])}: no such device; use cpu, cuda or cuda:N{more}"
-    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "union_tag_invalid":
+        name, tag, kinds = (
+            first["ctx"][each].replace("'", "") for each in ("discriminator", "tag", "expected_tags")
+        )
+        return f"{field}.{name}: {shown(tag)}: no such {name}; use one of {kinds}{more}"
+    message = _PLAIN.get(first["type"], first["msg"][0].lower() + first["msg"][1:])
     return f"{field}: {shown(first['input'])}: {message}{more}"
 
 

@@ -30,9 +30,14 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, values: Any) -> Any:
-        """Refuse what pydantic would turn into a number, or a file system into an error."""
-        if not isinstance(values, dict):
+        """Refuse what is no section, and what pydantic would turn into a number, or a file system into an error."""
+        if isinstance(values, cls):
             return values
+        if not isinstance(values, dict):
+            fields = ", ".join(cls.model_fields)
+            raise PydanticCustomError(
+                "no_section", "is no mapping; give its fields: {fields}", {"fields": fields}
+            )
         for name, value in values.items():
             now = cls.RENAMED.get(name)
             problem = _problem(value, cls.model_fields.get(name))
