@@ -14,6 +14,7 @@ from sdr1.base.errors import TrainingError, UserError, reason
 from sdr1.config.files import load
 from sdr1.config.training import Config, RunConfig
 from sdr1.doctor.machine import Machine, look, speed, visit
+from sdr1.planning.record import Plan
 
 MOST_PULLED = 256 * 2**20
 """Bytes of the buffer that is timed, at most."""
@@ -41,7 +42,7 @@ class Ground:
     """A part that could not be looked at has its reason in `problems`, by the name of the check."""
 
     config: Config | None
-    plan: dict[str, Any] | None
+    plan: Plan | None
     driver: Machine
     nodes: dict[str, NodeGround] = field(default_factory=dict)
     token: bool = True
@@ -60,7 +61,7 @@ def survey(path: Path | None, overrides: Sequence[str], address: str | None) -> 
     problems: dict[str, str] = {}
     joins = bool(address or os.environ.get("RAY_ADDRESS"))
     config: Config | None = None
-    plan: dict[str, Any] | None = None
+    plan: Plan | None = None
     tracking = ""
     if path is not None:
         with _noted(problems, "config"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,6 +14,7 @@ from sdr1.config.training import Config
 from sdr1.config.workers import bounds
 from sdr1.planning.costs import cuda_norms, measure, parameter_bytes
 from sdr1.planning.counts import Counts, count, guided
+from sdr1.planning.record import Actor, Assumed, Bottleneck, Counted, Flops, Plan, Prompts, Shared
 from sdr1.planning.shapes import FakeModules, dtype, fake_modules
 from sdr1.prompts import labels as prompt_labels
 from sdr1.prompts import stream as prompts
@@ -25,31 +26,32 @@ PROCESS_BYTES = {"cpu": 9 * 10**8, "cuda": 500 * 2**20}
 own and 0.37 GB of mapped libraries. On a GPU context and kernels."""
 
 
-def plan(config: Config) -> dict[str, Any]:
-    """Everything as plain data for JSON; bytes are bytes, FLOPs are multiplications and additions each.
+def plan(config: Config) -> Plan:
+    """Everything as plain data for JSON.
 
     Raises:
         UserError: the prompts or the models' configs cannot be read.
     """
     made = fake_modules(config)
     counts = count(config)
-    flops = _flops(config, made, counts)
-    memory = _memory(config, made, flops)
-    del flops["peaks"]
+    flops, peaks = _flops(config, made, counts)
+    memory = _memory(config, made, peaks)
+    assumed: Assumed = {"assumed": made.assumed} if made.assumed else {}
+    shared: Shared = {"memory_on_the_one_gpu": _on_gpus(memory)} if config.run.placement == "shared" else {}
     return {
-        **({"assumed": made.assumed} if made.assumed else {}),
+        **assumed,
         "prompts": _prompts(config),
         "iterations": config.iterations,
         **_counts(config, counts),
         "flops": flops,
         "bytes_per_iteration": _bytes(config, made, counts),
         "memory": memory,
-        **({"memory_on_the_one_gpu": _on_gpus(memory)} if config.run.placement == "shared" else {}),
+        **shared,
         "bottleneck": _bottleneck(config, flops, counts),
     }
 
 
-def _prompts(config: Config) -> dict[str, Any]:
+def _prompts(config: Config) -> Prompts:
     sources = prompts.sources(config)
     try:
         read = [prompt_labels.read(source) for source in sources]
@@ -59,7 +61,7 @@ def _prompts(config: Config) -> dict[str, Any]:
     lists = [each for each, _ in read]
     found = [prompt for each in lists for prompt in each]
     labels = [prompt.label for prompt in found]
-    result: dict[str, Any] = {
+    result: Prompts = {
         "count": len(found),
         "skipped": sum(len(file.skipped) for _, file in read if file),
         "safe": labels.count("safe"),
@@ -81,7 +83,7 @@ def _prompts(config: Config) -> dict[str, Any]:
     return result
 
 
-def _counts(config: Config, counts: Counts) -> dict[str, Any]:
+def _counts(config: Config, counts: Counts) -> Counted:
     return {
         "groups": {
             "per_iteration": counts.groups,
@@ -103,8 +105,8 @@ def _counts(config: Config, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
-    """Per image, by the role that spends them, and under `peaks` the bytes that each call needs beside weights."""
+def _flops(config: Config, made: FakeModules, counts: Counts) -> tuple[Flops, dict[str, int]]:
+    """Per image, by the role that spends them; and by role the bytes that its call needs beside weights."""
     group = config.rollout.group_size
     sampled_at_once = group * guided(config)
     # Passes are of near-equal size: the largest holds so many parts. Only GRPO trains the guided prediction.
@@ -150,7 +152,7 @@ def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
     reference = counts.reference / counts.images * unet_forward
     sampled = counts.rollout / counts.images * unet_forward + decode / slices
     learned = counts.learner / counts.images * unet_training
-    return {
+    flops: Flops = {
         "unet_evaluation": unet_forward,
         "unet_evaluation_with_backward": unet_training,
         "text_encoding": text,
@@ -160,8 +162,8 @@ def _flops(config: Config, made: FakeModules, counts: Counts) -> dict[str, Any]:
             "learner": learned,
         },
         "per_iteration": counts.images * (sampled + reference + score / batch + learned),
-        "peaks": {"rollout": max(sampling, decoding), "reward": scoring, "learner": learning},
     }
+    return flops, {"rollout": max(sampling, decoding), "reward": scoring, "learner": learning}
 
 
 def _bytes(config: Config, made: FakeModules, counts: Counts) -> dict[str, int]:
@@ -193,7 +195,7 @@ def _trainable(made: FakeModules) -> int:
     return sum(p.numel() * p.element_size() for p in made.unet.parameters() if p.requires_grad)
 
 
-def _memory(config: Config, made: FakeModules, flops: dict[str, Any]) -> dict[str, Any]:
+def _memory(config: Config, made: FakeModules, peaks: dict[str, int]) -> dict[str, Actor]:
     """Bytes of one actor of each role at its peak, on its device, by what they are for.
 
     The peak is that of the start or of the work, whichever is more; freed memory is used again.
@@ -207,7 +209,7 @@ def _memory(config: Config, made: FakeModules, flops: dict[str, Any]) -> dict[st
     - `published`: on the CPU Ray's shared memory, where the learner writes its weights and rollout actors map them; a
       process is billed for it, the node holds it once. For a GPU it is the host's.
     """
-    peaks, trainable = flops["peaks"], _trainable(made)
+    trainable = _trainable(made)
     pipeline = sum(parameter_bytes(part) for part in (made.unet, made.vae, made.text_encoder))
     copies = config.policy.trainable == "full" and config.learner.kl_weight > 0
     stepping = trainable if config.learner.device != "cpu" else 0
@@ -226,7 +228,7 @@ def _memory(config: Config, made: FakeModules, flops: dict[str, Any]) -> dict[st
             "activations": max(peaks["learner"], stepping),
         },
     }
-    result = {}
+    result: dict[str, Actor] = {}
     for role, sizes in parts.items():
         device = getattr(config, role).device
         kind = device.split(":")[0]
@@ -239,16 +241,14 @@ def _memory(config: Config, made: FakeModules, flops: dict[str, Any]) -> dict[st
                 if part in sizes
             )
             sizes["start"] = max(0, trainable - work)
-        result[role] = {
-            "device": device,
-            "actors": _actors(config)[role],
-            **sizes,
-            "total": sum(sizes.values()),
-        }
+        result[role] = cast(
+            Actor,
+            {"device": device, "actors": _actors(config)[role], **sizes, "total": sum(sizes.values())},
+        )
     return result
 
 
-def _on_gpus(memory: dict[str, Any]) -> int:
+def _on_gpus(memory: dict[str, Actor]) -> int:
     return sum(each["actors"] * each["total"] for each in memory.values() if each["device"] != "cpu")
 
 
@@ -260,7 +260,7 @@ def _actors(config: Config) -> dict[str, int]:
     }
 
 
-def _bottleneck(config: Config, flops: dict[str, Any], counts: Counts) -> dict[str, Any]:
+def _bottleneck(config: Config, flops: Flops, counts: Counts) -> Bottleneck:
     """The role that the others wait for, and each role's busy share while it sets the pace."""
     seconds = {}
     for role, actors in _actors(config).items():
@@ -277,7 +277,7 @@ def _bottleneck(config: Config, flops: dict[str, Any], counts: Counts) -> dict[s
     }
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(found: Plan) -> list[str]:
     """The plan for people."""
     evaluations, flops, moved = (
         found["unet_evaluations_per_image"],
@@ -316,7 +316,9 @@ def lines(found: dict[str, Any]) -> list[str]:
     ]
     for role, sizes in found["memory"].items():
         parts = ", ".join(
-            f"{k} {_size(n)}" for k, n in sizes.items() if k not in ("device", "actors", "total") and n
+            f"{k} {_size(n)}"
+            for k, n in cast(dict[str, Any], sizes).items()
+            if k not in ("device", "actors", "total") and n
         )
         rows.append(
             f"memory       {role} on {sizes['device']}, {sizes['actors']} of {_size(sizes['total'])}: {parts}"
