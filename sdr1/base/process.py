@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import re
 import resource
@@ -46,8 +47,9 @@ def end_with_parent(*lifelines: Connection) -> None:
 
     def end() -> None:
         if parent.sentinel not in wait([parent.sentinel, *lifelines]):
-            # Python would warn of the locks that it takes along, say tqdm's.
             threading.main_thread().join(_MOMENT)
+            # Python would warn of the locks that it takes along, say tqdm's.
+            multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()
