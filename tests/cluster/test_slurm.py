@@ -33,8 +33,10 @@ GRAMMAR = {
     "exclusive": "",
     "time": r"(\d+-)?\d{1,2}:\d{2}:\d{2}",
     "requeue": "",
-    "signal": r"(B:)?[A-Z0-9]+(@\d+)?",
-    "open-mode": "append|truncate",
+    # To the script itself: srun's tasks would end by it.
+    "signal": r"B:[A-Z0-9]+@\d+",
+    # A job that goes on keeps what it said before.
+    "open-mode": "append",
 }
 """Of sbatch's manual, the options that the script uses."""
 
@@ -53,17 +55,23 @@ def directives(script: str) -> dict[str, str]:
         assert name not in found, line
         found[name] = value
     assert found["ntasks-per-node"] == "1", "one Ray a machine"
-    assert "exclusive" in found
+    assert {"exclusive", "requeue", "signal", "open-mode"} <= found.keys()
     return found
 
 
-def started(script: str, folder: Path) -> tuple[list[str], dict[str, str], int]:
-    """How the script calls srun on three nodes, the environment it gives, and its own exit code."""
+def started(script: str, folder: Path, warned: str = "") -> tuple[list[str], dict[str, str], int]:
+    """How the script calls srun on three nodes, the environment it gives, and its own exit code; `warned` is the signal
+    that it gets meanwhile."""
     tools = folder / "bin"
-    tools.mkdir()
+    tools.mkdir(parents=True)
+    warn = f"kill -{warned} $PPID; sleep 0.5; " if warned else ""
     for name, body in {
-        "scontrol": 'printf "node7\\nnode8\\nnode9\\n"',
-        "srun": f'printf "%s\\0" "$@" > {folder}/called; env -0 > {folder}/given; exit 3',
+        "scontrol": f"""case "$*" in
+            "show hostnames node[7-9]") printf "node7\\nnode8\\nnode9\\n" ;;
+            "requeue 1") touch {folder}/requeued ;;
+            *) exit 1 ;;
+        esac""",
+        "srun": f'printf "%s\\0" "$@" > {folder}/called; env -0 > {folder}/given; {warn}exit 3',
     }.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(stat.S_IRWXU)
@@ -81,9 +89,12 @@ def started(script: str, folder: Path) -> tuple[list[str], dict[str, str], int]:
 
 
 def check(script: str, folder: Path) -> None:
-    directives(script)
-    call, given, code = started(script, folder)
+    found = directives(script)
+    call, given, code = started(script, folder / "runs")
     assert code == 3, "the job's exit code is the run's"
+    assert not (folder / "runs" / "requeued").exists()
+    started(script, folder / "warned", found["signal"].removeprefix("B:").partition("@")[0])
+    assert (folder / "warned" / "requeued").exists(), "before its time is over the job queues again"
     assert given["RAY_AUTH_MODE"] == "token"
     assert re.fullmatch(r"[0-9a-f]{64}", given["RAY_AUTH_TOKEN"])
     options, tool, kind, *rest = call
@@ -132,6 +143,13 @@ def test_the_script_is_what_slurm_ray_and_sdr1_understand(tmp_path: Path) -> Non
         ("#SBATCH --nodes=3", "#SBATCH --nodes=three"),
         ("#SBATCH --requeue", "# SBATCH --requeue\n#SBATCH--requeue"),
         ("#SBATCH --exclusive\n", ""),
+        ("#SBATCH --requeue\n", ""),
+        ("--signal=B:USR1", "--signal=USR1"),
+        ("--signal=B:USR1", "--signal=B:USR2"),
+        ("--open-mode=append", "--open-mode=truncate"),
+        ("' USR1", ""),
+        ("trap 'scontrol requeue", "trap 'scontrol requeu"),
+        ('requeue "$SLURM_JOB_ID"', 'requeue "$SLURM_JOBID_"'),
         ("set -euo pipefail", "set -euo pipefail\n#SBATCH --mem=0"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
         ("symmetric-run", "symetric-run"),
