@@ -71,6 +71,8 @@ _FULL = (errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 the run had to stop, 2 the user can mend it, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
+    # It warns of every attempt that it makes again; what comes of them is said once, by who asked.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
         return app(arguments, prog_name="sdr1", standalone_mode=False) or 0
     except _Usage as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import socket
 import subprocess
@@ -66,16 +67,25 @@ def test_a_folder_that_cannot_be_written_is_named(file: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("without_cluster")
-def test_an_mlflow_that_does_not_answer_is_named_without_its_password(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_mlflow_that_does_not_answer_is_one_line_without_its_password(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # As a terminal's process has it, whatever ran before in this one.
+    monkeypatch.setattr(logging.getLogger("urllib3"), "level", logging.NOTSET)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed.getsockname()[1]}")
-        ((check, found),) = wrong(file, "tracking.enabled=true")
-    assert check == "mlflow"
-    assert found.startswith("MLFLOW_TRACKING_URI: http://127.0.0.1:")
-    assert "secret" not in found
+        assert cli.main(["doctor", str(file), "tracking.enabled=true", "--json"]) == 1
+    printed = capsys.readouterr()
+    (wrong,) = (each for each in json.loads(printed.out)["findings"] if not each["fit"])
+    assert wrong["check"] == "mlflow"
+    assert wrong["found"].startswith("MLFLOW_TRACKING_URI: http://127.0.0.1:")
+    assert "secret" not in wrong["found"]
+    # urllib3 warns of each attempt that it makes again.
+    assert (printed.err, caplog.messages) == ("", [])
 
 
 @pytest.mark.usefixtures("without_cluster")
