@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import multiprocessing.util
 import os
 import re
 import resource
@@ -47,9 +46,8 @@ def end_with_parent(*lifelines: Connection) -> None:
 
     def end() -> None:
         if parent.sentinel not in wait([parent.sentinel, *lifelines]):
-            threading.main_thread().join(_MOMENT)
             # Python would warn of the locks that it takes along, say tqdm's.
-            multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
+            threading.main_thread().join(_MOMENT)
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()

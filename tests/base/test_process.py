@@ -23,7 +23,6 @@ if __name__ == "__main__":
 """
 
 STOPS = """
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from sdr1.base.process import end_with_parent
@@ -33,21 +32,13 @@ def hold_a_lock():
     lock = get_context("spawn").Lock()
 
 if __name__ == "__main__":
-    pools, lifelines = [], []
-    for _ in ("idle", "at work"):
-        theirs, ours = get_context("spawn").Pipe(duplex=False)
-        pools.append(
-            ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=end_with_parent, initargs=(theirs,))
-        )
-        lifelines.append(ours)
-    for held in [pool.submit(hold_a_lock) for pool in pools]:
-        held.result()
-    work = pools[-1].submit(time.sleep, 600)
-    while not work.running():
-        time.sleep(0.05)
-    for pool, lifeline in zip(pools, lifelines):
-        lifeline.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+    theirs, ours = get_context("spawn").Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=end_with_parent, initargs=(theirs,)
+    )
+    pool.submit(hold_a_lock).result()
+    ours.close()
+    pool.shutdown(wait=False, cancel_futures=True)
 """
 
 
