@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,6 +119,8 @@ def test_a_child_that_hangs_delays_the_end_by_its_deadline_and_is_gone_with_the_
 ):
     config = small(iterations=1, evaluation={"every": 1}, run={"task_timeout": 5.0})
     monkeypatch.setattr(observer, "evaluate_weights", sleep)
+    # Python's own child, which lives as long as this process; the first test that needs it starts it.
+    resource_tracker.ensure_running()
     others = set(psutil.Process().children())
     with Evaluator(config, None) as evaluator:
         assert evaluator.figures(0, Weights()) == {}
