@@ -10,6 +10,7 @@ import json
 import socketserver
 import sys
 import threading
+import time
 import types
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -272,10 +273,12 @@ def test_an_http_judge_that_misbehaves_is_asked_again_and_then_stops_training(pi
     with raw_judge(*pieces, **options) as (url, calls):
         term = {"kind": "http", "url": url, "retries": 1, "timeout": 0.5 if "pause" in options else 30}
         made = scorer(terms={"far": term})
+        begin = time.monotonic()
         with pytest.raises(
             TrainingError, match=rf"^reward\.terms\.far: .* failed 2 times; the last: .*({said})"
         ) as error:
             made.score(IMAGES, SAFE)
+        assert time.monotonic() - begin < 20
         assert len(calls) == 2
         assert "hidden" not in str(error.value)
 
