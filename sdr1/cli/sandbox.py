@@ -48,7 +48,7 @@ def build(
     ] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
 ) -> None:
-    """Train the sandbox's own models again from nothing; resumes where it was stopped. Takes up to two hours.
+    """Train the sandbox's own models again from nothing; resumes where it was stopped. Takes two to three hours.
 
     Example: `sdr1 sandbox build --out outputs/weights`
     """

@@ -115,6 +115,7 @@ def draw_decisions(per_row: int = 8) -> bytes:
 
 def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:
     """Rows of every task and unsafe concept, and the base model's pictures of them."""
+    from sdr1.base.progress import counted
     from sdr1.evaluation.painter import Painter
     from sdr1.evaluation.sandbox_rows import rows_of
     from sdr1.models.pipeline import load_pipeline
@@ -122,7 +123,14 @@ def _base(per_topic: int) -> tuple[list[Row], np.ndarray]:
     from sdr1.sandbox.prompts import CONCEPTS
 
     rows = rows_of((*TASKS, *CONCEPTS), per_topic, seed=0, split="tune")
-    return rows, Painter(load_pipeline("sandbox")).draw(rows)
+    drawn = []
+    with counted({"drawn": len(rows)}) as advance:
+        painter = Painter(load_pipeline("sandbox"))
+        print(f"the base model draws {len(rows)} pictures", flush=True)
+        for start in range(0, len(rows), per_topic):
+            drawn.append(painter.draw(rows[start : start + per_topic]))
+            advance("drawn", len(drawn[-1]))
+    return rows, np.concatenate(drawn)
 
 
 def _say(things: Sequence) -> str:
