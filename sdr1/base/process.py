@@ -13,13 +13,11 @@ import time
 from multiprocessing.connection import Connection, wait
 
 import torch
+from tqdm import tqdm
 
 from sdr1.base.errors import Terminated, UserError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_MOMENT = 2.0
-"""Seconds that a child has to end by itself."""
-
 stop_requested = threading.Event()
 """Set by SIGTERM. A handler that raised would surface anywhere, inside Ray's C++ too; so waits look at this."""
 
@@ -40,14 +38,14 @@ def pause(seconds: float) -> None:
 
 def end_with_parent(*lifelines: Connection) -> None:
     """In a child of `multiprocessing`: end with the parent, also when it was killed in the middle of the child's work, or
-    when it closes its end of a lifeline. A child that was told to stop as well has a moment to do so by itself."""
+    when it closes its end of a lifeline."""
     parent = multiprocessing.parent_process()
     assert parent is not None
+    # Its own lock is one between processes: left behind by a child that ends so, and Python warns of it.
+    tqdm.set_lock(threading.RLock())
 
     def end() -> None:
-        if parent.sentinel not in wait([parent.sentinel, *lifelines]):
-            # Python would warn of the locks that it takes along, say tqdm's.
-            threading.main_thread().join(_MOMENT)
+        wait([parent.sentinel, *lifelines])
         os._exit(0)
 
     threading.Thread(target=end, daemon=True).start()
