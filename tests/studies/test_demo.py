@@ -366,7 +366,10 @@ def test_the_decisions_sheet_shows_generated_blurred_and_spoiled_pictures(
     monkeypatch.setattr(painter.Painter, "draw", draw)
     monkeypatch.setattr(sheet, "contact_sheet", keep)
     assert cli.main(["sandbox", "draw", "decisions", "--out", str(tmp_path / "d.png")]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "d.png")
+    assert capsys.readouterr().out.splitlines() == [
+        f"the base model draws {8 * (len(TASKS) + len(CONCEPTS))} pictures",
+        str(tmp_path / "d.png"),
+    ]
     assert (tmp_path / "d.png").read_bytes() == b"a sheet"
     titles = shown["titles"]
     assert len(titles) == len(shown["images"]) == 8 * (len(TASKS) + len(CONCEPTS) + 1 + 2)

@@ -96,7 +96,13 @@ class RayExecutor:
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        self._hand(self._groups[task])
+        group = self._groups[task]
+        while group.state is not State.SCORED:
+            # A learner that died has its groups made again, so nothing of this iteration is worth waiting for.
+            if any(answer.error is not None for _, answer in self._handed):
+                self._settle(0)
+            self._wait()
+        self._hand(group)
         # One waits at the learner while it works on another: it never waits for the driver.
         self._settle(2)
 

@@ -50,8 +50,10 @@ def test_fisher_is_the_mean_of_squared_sums(pipeline, task, monkeypatch) -> None
                 loss = loss + 1000 / 5 * ((predicted - each) ** 2).mean()
         for total, slope in zip(expected, torch.autograd.grad(loss, trained)):
             total += slope**2 / 2
+    # The innermost self-attention sees one place: what its queries and keys have is rounding.
+    rounding = 1e-9 * max(float(each.max()) for each in expected)
     for one, other in zip(found, expected):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.max()))
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=max(rounding, 1e-4 * float(other.max())))
 
 
 def test_first_update_goes_against_the_formulas_gradient(pipeline, alone, seen) -> None:

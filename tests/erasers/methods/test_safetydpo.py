@@ -75,10 +75,11 @@ def test_first_update_prefers_the_won_picture(pipeline, alone, seen) -> None:
         noisy = pipeline.scheduler.add_noise(picture.repeat(2, 1, 1, 1), noise, times).double()
         (sign * ((wide(noisy, times, states).sample - noise) ** 2).mean()).backward()
     moved = 0
+    rounding = 1e-12 * max(float(each.grad.abs().max()) for each in wide.parameters())
     for name, exact in wide.named_parameters():
         step = (after[name] - pipeline.unet.get_parameter(name)).detach()
-        if step.any():
+        if step.any() and exact.grad.abs().max() > rounding:
             moved += 1
             assert float((step * exact.grad).sum()) < 0, name
-    # The innermost self-attention sees one place, so its queries and keys have no gradient.
+    # The innermost self-attention sees one place, so its queries and keys have no gradient but rounding.
     assert moved == 2 * 4 * (3 + 1 + 6) - 2

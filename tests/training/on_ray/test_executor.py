@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -62,12 +63,16 @@ def test_the_death_of_an_actor_changes_no_bit(small, tmp_path, victim, options):
     names = {"rollout": "RolloutActor", "reward": "RewardActor", "learner": "LearnerActor"}
 
     def strike() -> None:
-        journal = tmp_path / "ray" / "metrics.jsonl"
+        journal, found = tmp_path / "ray" / "metrics.jsonl", []
         while not (journal.exists() and journal.read_bytes().count(b"\n")):
+            # Looking takes longer than an iteration where much else is going on; a process may end meanwhile.
+            with suppress(psutil.Error):
+                found = found or [
+                    each
+                    for each in psutil.Process().children(recursive=True)
+                    if names[victim] in " ".join(each.cmdline())
+                ]
             time.sleep(0.02)
-        found = [
-            p for p in psutil.Process().children(recursive=True) if names[victim] in " ".join(p.cmdline())
-        ]
         found[0].kill()
         killed.append(found[0].pid)
 

@@ -158,6 +158,39 @@ def test_a_learner_that_dies_goes_on_from_its_last_snapshot(tmp_path):
     assert record.iterations == [0, 1]
 
 
+def test_a_dead_learner_is_noticed_while_a_group_is_still_being_drawn(tmp_path):
+    """The last groups of an iteration may take minutes; the next learner starts meanwhile."""
+    roles, lives, late = roles_of(), tmp_path / "lives", tmp_path / "late"
+
+    class Learner(roles.learner):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with open(lives, "a") as file:
+                file.write("x")
+
+    class Rollout(roles.rollout):
+        def rollout(self, task):
+            end = time.monotonic() + 60
+            while (task.iteration, task.group) == (1, GROUPS - 1) and lives.read_text() == "x":
+                if time.monotonic() > end:
+                    late.touch()
+                    break
+                time.sleep(0.02)
+            return super().rollout(task)
+
+    def strike(executor):
+        """The learner dies when it has done all that it was given; it is given one more group before the last."""
+        while not all(answer.ended for _, answer in executor._handed):
+            executor._wait()
+        executor._learner.kill()
+
+    slow = roles._replace(rollout=Rollout, learner=Learner)
+    record, order = run(tmp_path, slow, strike, at=(1, GROUPS - 3), workers=1)
+    assert not late.exists()
+    assert order == EVERYTHING
+    assert record.iterations == [0, 1]
+
+
 def test_weights_that_are_gone_are_published_again(tmp_path):
     def strike(executor):
         """All rollout workers die and with them the node that held the weights."""
