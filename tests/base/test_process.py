@@ -23,15 +23,17 @@ if __name__ == "__main__":
 """
 
 STOPS = """
-import time
+import sys, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from sdr1.base.process import end_with_parent
 
-def draw():
+def draw(at_work):
     from tqdm import tqdm
 
     bar = tqdm(disable=True)
+    at_work.touch()
     time.sleep(600)
 
 if __name__ == "__main__":
@@ -39,10 +41,10 @@ if __name__ == "__main__":
     pool = ProcessPoolExecutor(
         1, mp_context=get_context("spawn"), initializer=end_with_parent, initargs=(theirs,)
     )
-    work = pool.submit(draw)
-    while not work.running():
+    at_work = Path(sys.argv[1])
+    pool.submit(draw, at_work)
+    while not at_work.exists():
         time.sleep(0.05)
-    time.sleep(2)
     ours.close()
     pool.shutdown(wait=False, cancel_futures=True)
 """
@@ -77,5 +79,6 @@ def test_a_child_at_work_ends_with_its_parent(end, tmp_path):
 def test_a_child_that_is_stopped_in_its_work_leaves_no_lock_behind(tmp_path):
     script = tmp_path / "stops.py"
     script.write_text(STOPS)
-    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    command = [sys.executable, str(script), str(tmp_path / "at-work")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("", "")

@@ -96,18 +96,15 @@ class RayExecutor:
         self._dispatch()
 
     def accumulate(self, task: GroupTask) -> None:
-        group = self._groups[task]
-        while group.state is not State.SCORED:
-            # A learner that died has its groups made again, so nothing of this iteration is worth waiting for.
-            if any(answer.error is not None for _, answer in self._handed):
-                self._settle(0)
-            self._wait()
-        self._hand(group)
+        self._hand(self._groups[task])
         # One waits at the learner while it works on another: it never waits for the driver.
         self._settle(2)
 
     def _hand(self, group: Group) -> None:
         while group.state is not State.SCORED:
+            # A learner that died has its groups made again, so nothing of this iteration is worth waiting for.
+            if any(answer.error is not None for _, answer in self._handed):
+                self._settle(0)
             self._wait()
         made, scores = group.made, group.scores
         assert made is not None

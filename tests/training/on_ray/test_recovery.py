@@ -93,6 +93,18 @@ def frozen_once(path, role: type, method: str) -> type:
     return type(role.__name__, (role,), {method: struck})
 
 
+def counted(role: type, lives) -> type:
+    """The role, whose starts each leave a letter in the file; local as in `frozen_once`."""
+
+    class Counted(role):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            with open(lives, "a") as file:
+                file.write("x")
+
+    return Counted
+
+
 def config_of(
     tmp_path, iterations: int = 2, learner: str = "cpu", task_timeout: float = 600.0, workers: int = 2
 ):
@@ -162,12 +174,6 @@ def test_a_dead_learner_is_noticed_while_a_group_is_still_being_drawn(tmp_path):
     """The last groups of an iteration may take minutes; the next learner starts meanwhile."""
     roles, lives, late = roles_of(), tmp_path / "lives", tmp_path / "late"
 
-    class Learner(roles.learner):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            with open(lives, "a") as file:
-                file.write("x")
-
     class Rollout(roles.rollout):
         def rollout(self, task):
             end = time.monotonic() + 60
@@ -184,7 +190,7 @@ def test_a_dead_learner_is_noticed_while_a_group_is_still_being_drawn(tmp_path):
             executor._wait()
         executor._learner.kill()
 
-    slow = roles._replace(rollout=Rollout, learner=Learner)
+    slow = roles._replace(rollout=Rollout, learner=counted(roles.learner, lives))
     record, order = run(tmp_path, slow, strike, at=(1, GROUPS - 3), workers=1)
     assert not late.exists()
     assert order == EVERYTHING
@@ -257,12 +263,7 @@ def test_a_version_made_again_with_other_bits_is_loaded_again(tmp_path):
     """As on GPUs: the number of the version is the same, the bits are not."""
     roles, lives, worked = roles_of(), tmp_path / "lives", tmp_path / "worked"
 
-    class Learner(roles.learner):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            with open(lives, "a") as file:
-                file.write("x")
-
+    class Learner(counted(roles.learner, lives)):
         def publish(self, version):
             life = len(lives.read_text())
             return Weights(version, np.full(8, life, np.uint8), life), life
