@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,8 +45,9 @@ class Log(Section):
     base: dict[str, float] = Field(default_factory=dict)
     tries: tuple[Try, ...] = ()
 
-    def notes(self, labels: Sequence[str], weights: str) -> list[str]:
-        """What a reader has to know of how these methods were tuned; `weights` is the digest of their base."""
+    def notes(self, labels: Sequence[str], presets: Container[str], weights: str) -> list[str]:
+        """What a reader has to know of how these methods were tuned; `presets` are those that this package's own presets
+        train, `weights` is the digest of their base."""
         counts = Counter(each.method for each in self.tries)
         told = []
         if tuned := [label for label in labels if label in counts]:
@@ -59,8 +60,14 @@ class Log(Section):
             )
             if self.weights != weights:
                 told.append("These tries were made from another base than the table's.")
-        if left := [label for label in labels if label not in counts and label != BASE]:
-            told.append(f"Not tuned, with their own settings: {', '.join(left)}.")
+        left = [label for label in labels if label not in counts and label != BASE]
+        if own := [label for label in left if label in presets]:
+            told.append(
+                "Of this package's presets, which were chosen by hand on the tuning split with more and longer tries than "
+                f"those: {', '.join(own)}."
+            )
+        if untuned := [label for label in left if label not in presets]:
+            told.append(f"Not tuned, with their own settings: {', '.join(untuned)}.")
         return told
 
 

@@ -8,6 +8,9 @@ import pytest
 
 from sdr1 import cli
 from sdr1.base.errors import TrainingError
+from sdr1.config.files import PRESETS, load
+from sdr1.erasers.run import SANDBOX_BUDGET
+from sdr1.planning.counts import count
 from sdr1.studies.compare import cells, tries
 from sdr1.studies.compare import run as compare
 from tests.studies.compare.test_run import all_but, here, stub
@@ -110,12 +113,13 @@ def test_the_comparison_takes_what_the_tries_have_chosen(tmp_path, monkeypatch) 
     made = {cell.label: cell for cell in cells.cells(settled)}
     assert (made["uce"].settings["form"], made["esd"].settings["updates"]) == ("head", 5)
     assert made["rece"].settings == cells.cells(cells.read(file))[-1].settings
-    notes = log.notes(list(made), told["weights"])
+    notes = log.notes([*made, "r1"], {"r1"}, told["weights"])
     assert notes[0].startswith(
         "Tuned before, with 3 tries each on the tuning split (2 pictures of a topic, seeds 5, 8,000"
     )
-    assert notes[1:] == ["Not tuned, with their own settings: rece."]
-    assert "These tries were made from another base than the table's." in log.notes(list(made), "other")
+    assert [note.split(": ")[-1] for note in notes[1:]] == ["r1.", "rece."]
+    assert notes[-1] == "Not tuned, with their own settings: rece."
+    assert "These tries were made from another base than the table's." in log.notes(list(made), (), "other")
 
 
 def test_a_try_that_fails_is_logged_and_not_chosen(tmp_path, monkeypatch) -> None:
@@ -130,13 +134,23 @@ def test_a_try_that_fails_is_logged_and_not_chosen(tmp_path, monkeypatch) -> Non
 
 def test_the_packages_methods_are_tried_equally_often_their_own_settings_first() -> None:
     shipped = cells.read(None)
-    assert {len(each.tries) for each in shipped.methods} == {3}
-    assert {each.tries[0] for each in shipped.methods} == {()}
-    assert all(len(set(each.tries)) == 3 for each in shipped.methods)
+    tried = [each for each in shipped.methods if each.erase is not None]
+    assert all(not each.tries for each in shipped.methods if each.train is not None)
+    assert {len(each.tries) for each in tried} == {3}
+    assert {each.tries[0] for each in tried} == {()}
+    assert all(len(set(each.tries)) == 3 for each in tried)
     made = cells.cells(tries.spread(shipped))
-    assert len({cell.key for cell in made}) == len(made) == 1 + 3 * len(shipped.methods)
+    assert len({cell.key for cell in made}) == len(made) == 1 + 3 * len(tried)
     _, log = tries.settled(shipped, cells.DEFAULT.parent)
-    assert {each.method for each in log.tries} <= {each.name for each in shipped.methods}
+    assert {each.method for each in log.tries} <= {each.name for each in tried}
+
+
+def test_the_packages_budget_is_what_its_preset_takes() -> None:
+    shipped = cells.read(None)
+    preset = load(PRESETS / "sandbox.yaml")
+    taken = count(preset).total * preset.iterations
+    assert taken <= SANDBOX_BUDGET < taken + 1000
+    assert shipped.budget == SANDBOX_BUDGET
 
 
 WRONG = {
