@@ -85,13 +85,15 @@ def cuda_norms(module: torch.nn.Module) -> Iterator[None]:
 
 def measure(call: Callable[[], object], cuda: bool = False) -> tuple[int, int]:
     """FLOPs of one call, and the most bytes alive at once of what it makes, weights and inputs not counted."""
+    live = LiveBytes(cuda)
+    # The counter follows modules by hooks that keep what checkpointing lets go of.
+    apart = torch.is_grad_enabled()
     gc.collect()
-    with count_flops() as counter, LiveBytes(cuda) as live:
+    with count_flops() as counter, contextlib.nullcontext() if apart else live:
         call()
-    if torch.is_grad_enabled():
-        # The counter follows modules by hooks that keep what checkpointing lets go of.
+    if apart:
         gc.collect()
-        with LiveBytes(cuda) as live:
+        with live:
             call()
     return counter.get_total_flops(), live.peak
 
