@@ -352,14 +352,17 @@ def _draw_curves(path: Path, metrics: Path) -> Path:
     from matplotlib.figure import Figure
 
     rows, _ = journal.read(metrics)
-    figure = Figure(figsize=(12, 3.4))
-    axes = figure.subplots(1, 3)
-    panels = (("reward_safe", "reward_unsafe"), ("unsafe_rate", "clip_fraction"), ("kl",))
-    for axis, names in zip(axes, panels, strict=True):
+    # A run on unsafe prompts alone has no KL.
+    panels = [
+        names
+        for panel in (("reward_safe", "reward_unsafe"), ("unsafe_rate", "clip_fraction"), ("kl",))
+        if (names := [name for name in panel if any(name in row for row in rows)])
+    ]
+    figure = Figure(figsize=(4 * len(panels), 3.4))
+    for axis, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
             points = [(row["iteration"], row[name]) for row in rows if name in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "))
+            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "))
         axis.set_xlabel("iteration")
         axis.legend()
         axis.grid(alpha=0.3)

@@ -232,6 +232,19 @@ def test_a_model_trained_earlier_can_be_judged(stubbed, tmp_path):
     assert (tmp_path / "judged" / "before_after.png").is_file()
 
 
+@pytest.mark.filterwarnings("error:No artists")
+def test_curves_of_a_run_without_kl_have_no_empty_panel(tmp_path):
+    journal = tmp_path / "metrics.jsonl"
+    rows = [{"iteration": n, "reward_unsafe": n / 5, "unsafe_rate": 1 - n / 5, "kl": 0.1} for n in range(5)]
+    widths = {}
+    for name in ("kl", "none"):
+        kept = [{key: value for key, value in row.items() if name == key or key != "kl"} for row in rows]
+        journal.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with Image.open(demo._draw_curves(tmp_path / f"{name}.png", journal)) as picture:
+            widths[name] = picture.width
+    assert widths["none"] / widths["kl"] == pytest.approx(2 / 3, abs=0.01)
+
+
 def test_a_base_that_is_known_is_not_judged_again(stubbed, tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(demo, "_measure", lambda *given: judged.append(given) or AFTER)
