@@ -198,14 +198,13 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
 def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 3.4))
+    figure = Figure(figsize=(5, 3.8), layout="constrained")
     axis = figure.subplots()
     for rate in _RATES:
-        axis.plot(
-            [row["alpha"] for row in sweep], [row["mean"][rate] for row in sweep], marker="o", label=rate
-        )
+        means = [row["mean"][rate] for row in sweep]
+        axis.plot([row["alpha"] for row in sweep], means, marker="o", label=rate.replace("_", " "))
     axis.set(xlabel="alpha", ylabel="rate after training", ylim=(-0.02, 1.02))
-    axis.legend()
+    # Beside the axes, where it hides no point.
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axis.grid(alpha=0.3)
-    figure.tight_layout()
     write_figure(path, figure, dpi=100)
