@@ -37,6 +37,7 @@ def test_every_library_of_an_extra_is_known():
     assert named == set(EXTRAS.items())
 
 
+@pytest.mark.slow
 def test_training_needs_no_extra(tmp_path):
     smoke = str(ROOT / "configs" / "sandbox-smoke.yaml")
     small = [

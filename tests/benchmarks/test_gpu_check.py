@@ -20,6 +20,7 @@ from sdr1.planning.plan import plan
 PARTS = ["ratio", "bits", "memory/sd14-main", "speed/reference", "adamw"]
 
 
+@pytest.mark.slow
 def test_the_figures_mean_what_they_say(tmp_path, monkeypatch):
     # A plan takes seconds, and one is enough here.
     plans = []

@@ -85,6 +85,7 @@ def test_what_is_wrong_with_a_cluster_is_named_and_nothing_stays(file: Path, tmp
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster", "planned_once")
 def test_a_healthy_cluster_is_fit(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

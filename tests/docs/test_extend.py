@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+import pytest
+
 from sdr1 import cli
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,7 @@ def snippets(text: str) -> list[tuple[str, str, str | None]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_snippet_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
