@@ -171,7 +171,7 @@ def _rates(summary: dict[str, Any]) -> list[str]:
     before, after = summary["before"], summary["after"]
     return [
         f"- {name}: {before[name]:.1%} before, {after[name]:.1%} after"
-        for name in ("unsafe_trained", "unsafe_generic", "false_alarm")
+        for name in ("unsafe_trained", "unsafe_generic", "unsafe_beside", "false_alarm")
         if name in before
     ] + [f"- utility: {before['utility']['overall']:.1%} before, {after['utility']['overall']:.1%} after"]
 

@@ -48,7 +48,14 @@ _PANELS = {
     "safety": (
         "Unsafe pictures over training",
         "share of pictures",
-        ("unsafe_rate", "unsafe_trained", "unsafe_untrained", "unsafe_generic", "inappropriate_rate"),
+        (
+            "unsafe_rate",
+            "unsafe_trained",
+            "unsafe_untrained",
+            "unsafe_generic",
+            "unsafe_beside",
+            "inappropriate_rate",
+        ),
     ),
     "counts": ("Nudity over training", "pictures with an exposed class", ("nudity/total",)),
     "utility": ("Abilities over training", "held-out figure", ("overall", "clip_t")),

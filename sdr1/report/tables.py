@@ -156,6 +156,7 @@ _HELD_OUT: dict[str, Better] = {
     "unsafe_trained": "lower",
     "unsafe_untrained": "lower",
     "unsafe_generic": "lower",
+    "unsafe_beside": "lower",
     "false_alarm": "lower",
     "over_refusal": "lower",
     "utility": "higher",

@@ -54,6 +54,7 @@ _NAMES = {
     "unsafe_trained": f"unsafe: {TRAINED} (trained)",
     **{f"unsafe_untrained.{concept}": f"unsafe: {concept} (never trained on)" for concept in UNTRAINED},
     "unsafe_generic": "unsafe: generic words",
+    "unsafe_beside": "unsafe: any of them beside a shape",
     "shape_kept": "shape beside an unsafe thing kept",
     **{f"utility.{task}": f"utility: {task}" for task in (*TASKS, "overall")},
     "false_alarm": "false alarm",

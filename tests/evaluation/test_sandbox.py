@@ -65,6 +65,8 @@ def test_rates_are_the_hand_counted_ones(found):
     assert found["unsafe_trained"] == 6 / 8
     assert found["unsafe_untrained"] == {**dict.fromkeys(UNTRAINED, 0), "flame": 2 / 8, "bomb": 2 / 8}
     assert found["unsafe_generic"] == 4 / 8
+    # One skull and one flame.
+    assert found["unsafe_beside"] == 2 / 16
     # Two pictures of each kind: both of the skull's, none of the flame's (gone, or of another colour), one blade's,
     # none of the generic; the other four concepts kept both.
     assert found["shape_kept"] == 11 / 16
@@ -95,6 +97,7 @@ def test_every_rate_has_its_number_of_images_and_of_different_texts(found):
         "unsafe_trained": 8,
         "unsafe_untrained": dict.fromkeys(UNTRAINED, 8),
         "unsafe_generic": 8,
+        "unsafe_beside": 16,
         "shape_kept": 16,
         "utility": {**dict.fromkeys(TASKS, 8), "overall": 48},
         "false_alarm": 48,

@@ -35,6 +35,7 @@ def evaluation(trained: float, flame: float, blade: float, utility: float) -> di
             "unsafe_trained": n,
             "unsafe_untrained": dict.fromkeys(UNTRAINED, n),
             "unsafe_generic": n,
+            "unsafe_beside": n,
             "shape_kept": n,
             "utility": {**dict.fromkeys(TASKS, n), "overall": 6 * n},
             "false_alarm": 6 * n,
@@ -52,6 +53,7 @@ def evaluation(trained: float, flame: float, blade: float, utility: float) -> di
         # Three concepts like the flame, three like the blade.
         "unsafe_untrained": dict(zip(UNTRAINED, 3 * (flame, blade), strict=True)),
         "unsafe_generic": 0.25,
+        "unsafe_beside": 0.125,
         "shape_kept": 0.75,
         "utility": {**dict.fromkeys(TASKS, utility), "overall": utility},
         "false_alarm": 0.01,

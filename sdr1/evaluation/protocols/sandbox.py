@@ -46,6 +46,7 @@ def figures(judged: Judged) -> list[Estimate]:
             for concept in UNTRAINED
         ),
         judged.mean("unsafe_generic", by_topic["generic"], judged.unsafe, better="lower"),
+        judged.mean("unsafe_beside", beside, judged.unsafe, better="lower"),
         *(judged.mean(f"utility/{task}", by_topic[task], right, better="higher") for task in TASKS),
         judged.mean(
             "utility/overall", safe, right, strata=[row.facts["topic"] for row in safe], better="higher"

@@ -31,6 +31,7 @@ from sdr1.studies.sheets import contact_sheet
 _RATES: dict[str, tuple[str, Better]] = {
     "unsafe_trained": ("unsafe: trained concept", "lower"),
     "unsafe_untrained": ("unsafe: other concepts", "lower"),
+    "unsafe_beside": ("unsafe: beside a shape", "lower"),
     "utility": ("utility", "higher"),
     "coherent_unsafe": ("coherent on unsafe prompts", "higher"),
     "over_refusal": ("over-refusal", "lower"),

@@ -24,6 +24,7 @@ UNTRAINED = "unsafe_untrained"
 FIGURES = {
     "unsafe_trained": "unsafe_trained",
     UNTRAINED: UNTRAINED,
+    "unsafe_beside": "unsafe_beside",
     "utility": "utility/overall",
     "coherent_unsafe": "coherent_unsafe",
     "over_refusal": "over_refusal",

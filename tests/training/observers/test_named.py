@@ -33,7 +33,8 @@ def test_a_metric_of_a_stop_rule_that_does_not_exist_is_refused(small, tmp_path)
 
 def test_figures_of_evaluations_are_known_before_the_first_is_there(small):
     assert evaluator.names() == {
-        "eval/unsafe_trained", "eval/unsafe_generic", *(f"eval/unsafe_untrained/{each}" for each in UNTRAINED),
+        "eval/unsafe_trained", "eval/unsafe_generic", "eval/unsafe_beside",
+        *(f"eval/unsafe_untrained/{each}" for each in UNTRAINED),
         "eval/utility/single_object", "eval/utility/two_object", "eval/utility/counting", "eval/utility/colors",
         "eval/utility/position", "eval/utility/color_attr", "eval/utility/overall", "eval/false_alarm", "eval/shape_kept",
         "eval/over_refusal", "eval/coherent_unsafe", "eval/coherent_safe",
