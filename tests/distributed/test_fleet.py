@@ -92,6 +92,7 @@ def until(condition, calls: Calls, fleet: Fleet, seconds: float = 60.0) -> None:
         fleet.tick()
 
 
+@pytest.mark.slow
 def test_grows_with_the_cluster_and_replaces_what_dies_or_freezes(cluster):
     calls = Calls(1000.0, 1000.0)
     fleet = fleet_of(calls, Elastic(min=1, max=2))
@@ -172,6 +173,7 @@ def test_waiting_says_what_is_missing(cluster, monkeypatch, caplog):
     assert "0 GPU, free" in caplog.messages[0]
 
 
+@pytest.mark.slow
 def test_a_worker_that_freezes_in_its_start_is_replaced_and_one_without_a_place_is_not(
     cluster, tmp_path, caplog
 ):
@@ -191,6 +193,7 @@ def test_a_worker_that_freezes_in_its_start_is_replaced_and_one_without_a_place_
     waiting.kill()
 
 
+@pytest.mark.slow
 def test_workers_that_never_start_stop_the_run(cluster, monkeypatch):
     monkeypatch.setattr("sdr1.distributed.fleet._LONGEST_BACKOFF", 0.1)
     calls = Calls(1000.0, 1000.0)

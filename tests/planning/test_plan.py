@@ -43,7 +43,11 @@ def does_the_planned_flops(
 
 @pytest.mark.parametrize(
     ("trainable", "noise", "evaluations"),
-    [("lora", "sample", (6, 4, 4)), ("full", "sample", (6, 4, 4)), ("full", "group", (14 / 3, 8 / 3, 8 / 3))],
+    [
+        ("lora", "sample", (6, 4, 4)),
+        pytest.param("full", "sample", (6, 4, 4), marks=pytest.mark.slow),
+        ("full", "group", (14 / 3, 8 / 3, 8 / 3)),
+    ],
 )
 def test_a_run_executes_the_necessary_flops_and_moves_the_planned_bytes(small, trainable, noise, evaluations):
     config = small(
@@ -105,6 +109,7 @@ def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path):
     assert "none.jsonl" in plan(validate(values))["prompts"]["missing"]
 
 
+@pytest.mark.slow
 def test_memory_is_counted_on_the_device(small):
     options = {"trainable": "full", "steps": 3, "noise_window": [0, 2]}
     here = plan(small(policy=options))["memory"]
