@@ -118,7 +118,7 @@ def test_the_demo_and_an_evaluation_are_one_table(tmp_path):
     side = demo._measure("sandbox", 2, 3)
     evaluated = evaluate("sandbox", "sandbox", tmp_path / "out", {"images": 2, "seed": 3}, Place(local=True))
     flat = {name.replace(".", "/"): value for name, value in flatten(side).items()}
-    assert len(evaluated.figures) == 20
+    assert len(evaluated.figures) == 21
     for name, figure in evaluated.figures.items():
         assert (flat[name], flat[f"images/{name}"]) == (figure.value, figure.n)
     assert (side["split"], side["seed"]) == ("final", 3)

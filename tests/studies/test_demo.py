@@ -137,7 +137,7 @@ def test_rows_hold_every_rate_with_its_numbers():
     assert rows["utility: overall"] == (300, 30, 0.80, 0.815)
     assert rows["false alarm"] == (300, 30, 0.01, 0.01)
     assert rows["colours moved from the base's"] == (100, 10, 0.0, 0.07)
-    assert len(rows) == 1 + len(UNTRAINED) + 2 + len(TASKS) + 1 + 1 + 3 + 1
+    assert len(rows) == 1 + len(UNTRAINED) + 3 + len(TASKS) + 1 + 1 + 3 + 1
 
 
 def test_mean_is_of_the_rates_and_its_change_from_mean_to_mean():
@@ -204,7 +204,7 @@ def test_the_outcome_goes_to_the_run_that_it_is_of(stubbed, tmp_path, monkeypatc
     assert after["unsafe_untrained/blade"] == AFTER["unsafe_untrained"]["blade"]
     assert before["utility/overall"] == BEFORE["utility"]["overall"]
     assert before.keys() == after.keys()
-    assert len(before) == 1 + len(UNTRAINED) + 2 + len(TASKS) + 1 + 1 + 3
+    assert len(before) == 1 + len(UNTRAINED) + 3 + len(TASKS) + 1 + 1 + 3
     assert headline == demo.headline(demo.change(BEFORE, AFTER))
     assert all((tmp_path / "demo" / name).is_file() for name in pictures)
 
