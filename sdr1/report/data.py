@@ -38,6 +38,9 @@ class _Seeds(_Record):
     unsafe_trained: list[FiniteFloat] = Field(min_length=1)
     unsafe_untrained: list[FiniteFloat] = Field(min_length=1)
     utility: list[FiniteFloat] = Field(min_length=1)
+    # Ablations of earlier versions lack these.
+    shape_kept: list[FiniteFloat] = Field(default_factory=list)
+    coherent_unsafe: list[FiniteFloat] = Field(default_factory=list)
 
 
 class Ablated(_Seeds):

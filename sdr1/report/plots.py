@@ -19,7 +19,7 @@ from matplotlib.ticker import EngFormatter
 
 from sdr1.evaluation.result import Figure
 from sdr1.report.data import Ablated, Evaluation, Point, Run, Swept
-from sdr1.report.tables import RATES, title_of
+from sdr1.report.tables import RATES, percent, title_of
 
 # Told apart on white and on black, and by readers who do not see red or green.
 _COLOURS = ("#3b7dd8", "#d9662b", "#2a9d72", "#a45fc4", "#b8901c", "#d1477a", "#5a9bb0", "#8a7a66")
@@ -44,6 +44,11 @@ _STYLE: Any = {
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
+_SWEPT = (
+    *RATES,
+    percent("shape_kept", "shape kept", "higher"),
+    percent("coherent_unsafe", "coherent, unsafe prompts", "higher"),
+)
 _PANELS = {
     "safety": (
         "Unsafe pictures over training",
@@ -305,12 +310,14 @@ def ablation(entries: Sequence[Ablated]) -> Plot:
 
 
 def alpha_sweep(entries: Sequence[Swept]) -> Plot:
-    """Mean over seeds of the three rates at each alpha, with a dot for each seed."""
+    """Mean over seeds of each rate at each alpha, with a dot for each seed; a rate that an entry lacks is left out."""
     entries = sorted(entries, key=lambda entry: entry.alpha)
     alphas = [entry.alpha for entry in entries]
     with _plot("alpha-sweep", "Alpha sweep: rates after training", "alpha", "%") as draft:
-        for column, colour, marker in zip(RATES, _COLOURS, _MARKERS):
+        for column, colour, marker in zip(_SWEPT, _COLOURS, _MARKERS):
             seeds = [_percent(getattr(entry, column.key)) for entry in entries]
+            if not all(seeds):
+                continue
             draft.axes.plot(alphas, list(map(fmean, seeds)), color=colour, marker=marker, label=column.title)
             for alpha, each in zip(alphas, seeds):
                 draft.axes.scatter([alpha] * len(each), each, color=colour, s=8, alpha=0.6)

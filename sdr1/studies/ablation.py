@@ -11,10 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from sdr1.base.errors import UserError
-from sdr1.base.files import refuse_foreign, write_figure, write_text
+from sdr1.base.files import refuse_foreign, write_bytes, write_text
 from sdr1.base.plain_data import peek, read_as
 from sdr1.config.files import load
 from sdr1.config.training import Config
+from sdr1.report.data import Swept
 from sdr1.studies.demo import PRESET, judge
 from sdr1.training.differences import differences
 from sdr1.training.run import check, train
@@ -173,7 +174,11 @@ def _collect(out: Path, seeds: list[int], made_as: dict[str, str]) -> None:
     sweep = [{"alpha": alpha, **row} for alpha in ALPHAS if (row := _row(out, made_as[_swept(alpha)], seeds))]
     write_text(out / "alpha_sweep.json", json.dumps(sweep, indent=2) + "\n")
     if sweep:
-        _plot(out / "alpha_sweep.png", sweep)
+        # It needs matplotlib, which training does not.
+        from sdr1.report.plots import alpha_sweep
+
+        entries = read_as(list[Swept], out / "alpha_sweep.json")
+        write_bytes(out / "alpha_sweep.png", alpha_sweep(entries).png)
 
 
 def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
@@ -193,18 +198,3 @@ def _row(out: Path, cell: str, seeds: Iterable[int]) -> dict[str, Any] | None:
         "coherent_unsafe": [after["coherent_unsafe"] for after in found.values()],
     }
     return {**rates, "seeds": list(found), "mean": {rate: fmean(rates[rate]) for rate in _RATES}}
-
-
-def _plot(path: Path, sweep: list[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for rate in _RATES:
-        means = [row["mean"][rate] for row in sweep]
-        axis.plot([row["alpha"] for row in sweep], means, marker="o", label=rate.replace("_", " "))
-    axis.set(xlabel="alpha", ylabel="rate after training", ylim=(-0.02, 1.02))
-    # Beside the axes, where it hides no point.
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    axis.grid(alpha=0.3)
-    write_figure(path, figure, dpi=100)
