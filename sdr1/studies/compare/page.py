@@ -91,7 +91,7 @@ def write(
     orders = [] if log is None else table.correlations(estimates)
     write_text(out / "summary.json", _summary(reference, figures, tests, orders))
     rates = _rates(figures, rows)
-    presets = {cell.label for cell in cells if cell.train is not None}
+    trainings = {cell.label for cell in cells if cell.train is not None}
     evaluations = _evaluations(cells, folders)
     section = PageSection(
         "compare",
@@ -110,7 +110,7 @@ def write(
         plots=[plots.trade_off(f"compare-{rate}", _RATES[rate][0], _plane(figures, rate)) for rate in
                ("unsafe_trained", "unsafe_untrained")],
         grids=[made] if len(evaluations) > 1 and (made := grid(evaluations)) else [],
-        notes=[*_orders(orders), *_notes(cells), *_cut(cells, figures), *([] if log is None else log.notes(list(figures), presets, cells[0].versions["weights"]))],
+        notes=[*_orders(orders), *_notes(cells), *_cut(cells, figures), *([] if log is None else log.notes(list(figures), trainings, cells[0].versions["weights"]))],
     )  # fmt: skip
     for name, content in page.files(Material(evaluations=evaluations), [section]).items():
         write_bytes(out / name, content)

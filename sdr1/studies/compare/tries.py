@@ -45,9 +45,9 @@ class Log(Section):
     base: dict[str, float] = Field(default_factory=dict)
     tries: tuple[Try, ...] = ()
 
-    def notes(self, labels: Sequence[str], presets: Container[str], weights: str) -> list[str]:
-        """What a reader has to know of how these methods were tuned; `presets` are those that this package's own presets
-        train, `weights` is the digest of their base."""
+    def notes(self, labels: Sequence[str], trainings: Container[str], weights: str) -> list[str]:
+        """What a reader has to know of how these methods were tuned; `trainings` are those that sdr1 trains by a config of
+        its own or the user's, `weights` is the digest of their base."""
         counts = Counter(each.method for each in self.tries)
         told = []
         if tuned := [label for label in labels if label in counts]:
@@ -61,12 +61,12 @@ class Log(Section):
             if self.weights != weights:
                 told.append("These tries were made from another base than the table's.")
         left = [label for label in labels if label not in counts and label != BASE]
-        if own := [label for label in left if label in presets]:
+        if own := [label for label in left if label in trainings]:
             told.append(
-                "Of this package's presets, which were chosen by hand on the tuning split with more and longer tries than "
-                f"those: {', '.join(own)}."
+                "sdr1's presets were chosen by hand on the tuning split, with more and longer tries than a method of the field "
+                f"has. Trainings with the settings of their config: {', '.join(own)}."
             )
-        if untuned := [label for label in left if label not in presets]:
+        if untuned := [label for label in left if label not in trainings]:
             told.append(f"Not tuned, with their own settings: {', '.join(untuned)}.")
         return told
 
