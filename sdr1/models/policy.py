@@ -52,6 +52,10 @@ class Policy:
         self, config: PolicyConfig, *, device: str = "cpu", seed: int = 0, reference: bool = False
     ) -> None:
         self.config = config
+        if config.precision == "float32":
+            # cuDNN's default rounds a convolution's factors to 10 bits, for each batch size in its own way: before any update
+            # the ratio would be off 1.
+            torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(device)
         self.pipeline = load(config).to(self.device)
         self.unet = self.pipeline.unet
