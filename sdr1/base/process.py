@@ -51,8 +51,10 @@ def end_with_parent(*lifelines: Connection) -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
-def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes."""
+def peak_memory(device: str = "cpu") -> int:
+    """The most memory that this process ever held, in bytes; on a GPU that of its tensors there."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

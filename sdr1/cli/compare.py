@@ -24,6 +24,10 @@ def compare(
     tune: Annotated[
         bool, typer.Option("--tune", help="Make the methods' tries on the tuning split, and tries.json.")
     ] = False,
+    device: Annotated[str, typer.Option(help="Of every cell: cpu, cuda or cuda:N.")] = "cpu",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Cells made at once: one a core, or several on one GPU.")
+    ] = 2,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take, and make nothing.")
     ] = False,
@@ -35,10 +39,12 @@ def compare(
 
     Example: `sdr1 compare --out outputs/compare`
     """
-    from sdr1.studies.compare import run
+    from functools import partial
+
+    from sdr1.studies.compare import run, work
 
     folder = out or Path("outputs/tries" if tune else "outputs/compare")
     if dry_run:
-        print(*run.plan(file, folder, tune=tune), sep="\n")
+        print(*run.plan(file, folder, tune=tune, device=device, processes=processes), sep="\n")
     else:
-        run.run(file, folder, tune=tune)
+        run.run(file, folder, partial(work.in_processes, processes=processes), tune=tune, device=device)

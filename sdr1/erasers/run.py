@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from typing_extensions import TypedDict
 
@@ -140,7 +139,7 @@ def _make(out: Path, eraser: Eraser, base: Any, task: Task, request: dict[str, A
             **request,  # type: ignore[typeddict-item]
             unet_evaluations=meter.spent,
             seconds=round(time.monotonic() - begun, 2),
-            peak_memory_bytes=_peak(device),
+            peak_memory_bytes=peak_memory(device),
         )
         patched.write(erased, eraser.name, draft)
         write_text(draft / "README.md", _card(erased, eraser, task, told))
@@ -186,9 +185,3 @@ def _card(erased: Erased, eraser: Eraser, task: Task, told: Told) -> str:
 
 def _limit(budget: int | None) -> str:
     return "no budget" if budget is None else f"{budget:,} allowed"
-
-
-def _peak(device: str) -> int:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_memory()

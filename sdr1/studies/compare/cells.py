@@ -138,6 +138,7 @@ class Cell:
     """UNet evaluations that the method takes where the budget does not bind."""
     versions: dict[str, str]
     """Digests of the code and of the weights that the result follows from."""
+    device: str
 
     @property
     def planned(self) -> int:
@@ -157,6 +158,7 @@ class Cell:
             "budget": self.budget,
             "erase": self.erase,
             "settings": self.settings,
+            "device": self.device,
             "train": {
                 field: value
                 for field, value in config.items()
@@ -185,29 +187,29 @@ def read(path: Path | None) -> Comparison:
         raise UserError(f"FILE: {file}: {error}") from error
 
 
-def cells(comparison: Comparison) -> list[Cell]:
-    """Every cell, the base's first, method by method.
+def cells(comparison: Comparison, device: str = "cpu") -> list[Cell]:
+    """Every cell, the base's first, method by method; all of them are made on one device.
 
     Raises:
         UserError: a method's name, a constant or a config is wrong, or a budget does not reach for one iteration.
     """
-    made = [_base(comparison, seed) for seed in comparison.seeds]
+    made = [_base(comparison, seed, device) for seed in comparison.seeds]
     for method in comparison.entries():
         budget = method.budget or comparison.budget
         for seed in comparison.seeds:
             try:
                 cell = _trained if method.erase is None else _erased
-                made.append(cell(comparison, method, seed, budget))
+                made.append(cell(comparison, method, seed, budget, device))
             except UserError as error:
                 raise UserError(f"methods: {method.name}: {error}") from error
     return made
 
 
-def _base(comparison: Comparison, seed: int) -> Cell:
-    return Cell(BASE, seed, comparison.images, comparison.split, None, None, None, {}, 0, _versions())
+def _base(asked: Comparison, seed: int, device: str) -> Cell:
+    return Cell(BASE, seed, asked.images, asked.split, None, None, None, {}, 0, _versions(), device)
 
 
-def _erased(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
+def _erased(asked: Comparison, method: Method, seed: int, budget: int, device: str) -> Cell:
     name = method.erase
     if name not in METHODS:
         raise UserError(f"erase: {name!r}: no such method; use one of {', '.join(METHODS)}")
@@ -215,16 +217,19 @@ def _erased(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
     versions = _versions("sdr1.erasers.tasks", METHODS[name].__module__)
     settings = eraser.model_dump(mode="json")
     wanted = eraser.unet_evaluations(tasks.of_sandbox(seed))
-    return Cell(method.name, seed, asked.images, asked.split, budget, name, None, settings, wanted, versions)
+    return Cell(
+        method.name, seed, asked.images, asked.split, budget, name, None, settings, wanted, versions, device
+    )
 
 
-def _trained(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
+def _trained(asked: Comparison, method: Method, seed: int, budget: int, device: str) -> Cell:
     assert method.train is not None
     if own := next((each for each in method.overrides if each.startswith("seed=")), None):
         raise UserError(
             f"overrides: {own!r}: seeds are the comparison's; name them in seeds, and leave it out"
         )
-    config = load(method.train, [*method.overrides, f"seed={seed}", "tracking.enabled=false"])
+    places = [f"{section}.device={device}" for section in ("learner", "rollout", "reward")]
+    config = load(method.train, [*method.overrides, f"seed={seed}", "tracking.enabled=false", *places])
     if config.policy.model != SANDBOX:
         raise UserError(
             f"policy.model: {config.policy.model!r}: all methods start from one base; use {SANDBOX}"
@@ -239,7 +244,7 @@ def _trained(asked: Comparison, method: Method, seed: int, budget: int) -> Cell:
     iterations = min(config.iterations, budget // each)
     cut = config.model_copy(update={"iterations": iterations})
     wanted, versions = each * config.iterations, _versions(*_TRAINING)
-    return Cell(method.name, seed, asked.images, asked.split, budget, None, cut, {}, wanted, versions)
+    return Cell(method.name, seed, asked.images, asked.split, budget, None, cut, {}, wanted, versions, device)
 
 
 @cache

@@ -20,7 +20,7 @@ _BATCH = 16
 """Pictures of the drawing that is timed, as many as an evaluation draws at once."""
 
 
-def lines(cells: Sequence[Cell], folders: Mapping[str, Path]) -> list[str]:
+def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) -> list[str]:
     """A line of each method, and of all cells together, the finished ones told apart."""
     first = cells[0]
     pictures = len(rows_of(TOPICS, first.images, first.seed, split=first.split))
@@ -36,11 +36,11 @@ def lines(cells: Sequence[Cell], folders: Mapping[str, Path]) -> list[str]:
     total = sum(cell.planned + drawing for cell in left)
     told.append(f"{pictures:,} pictures a cell, {drawing:,} UNet evaluations to draw")
     if left:
-        each = seconds_of_an_evaluation()
-        hours = total * each / work.PROCESSES / 3600
+        each = seconds_of_an_evaluation(first.device)
+        hours = total * each / processes / 3600
         told.append(
-            f"{len(left)} cells to make: {total:,} UNet evaluations, about {hours:.1f} hours in {work.PROCESSES} processes at "
-            f"{1000 * each:.1f} ms each, as timed now; closed forms, starts and the page come on top"
+            f"{len(left)} cells to make: {total:,} UNet evaluations, about {hours:.1f} hours in {processes} processes at "
+            f"{1000 * each:.1f} ms each, as one process draws now; closed forms, starts and the page come on top"
         )
     return told
 
@@ -50,10 +50,10 @@ def evaluations_of_a_picture() -> int:
     return DEPLOYED.steps * cost_of_a_step(DEPLOYED.guidance_scale)
 
 
-def seconds_of_an_evaluation() -> float:
+def seconds_of_an_evaluation(device: str) -> float:
     """Of one process here, timed on a batch of the base's pictures, decoded."""
     prepare_process(1)
-    painter = Painter(load(named(SANDBOX)))
+    painter = Painter(load(named(SANDBOX)), device)
     rows = rows_of(TOPICS[:1], _BATCH, 0, split="tune")
     # The first drawing sets things up.
     painter.draw(rows)

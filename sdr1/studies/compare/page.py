@@ -49,8 +49,6 @@ _NOTES = (
     "from the next: table.json has a row for each seed.",
     "Differences were tested in pairs of equal prompt, noise and seed: p is of a two-sided test that flips the signs of the "
     "prompts' differences, for one rate of one method, not corrected for the number of rows.",
-    "Seconds and memory are of training on one core of this machine, as mean over seeds; a backward pass counts as two UNet "
-    "evaluations.",
     "Published rows are copied from their papers: Stable Diffusion, real prompts, other judges. Their order may be compared with "
     "the measured one, their figures may not. CLIP-T and FID were not measured here.",
 )
@@ -201,9 +199,15 @@ def _orders(orders: Sequence[Correlation]) -> list[str]:
 
 def _notes(cells: Sequence[Cell]) -> list[str]:
     first = cells[0]
+    place = (
+        "on one core of this machine"
+        if first.device == "cpu"
+        else f"on {first.device}, which other cells may have shared"
+    )
     return [
         f"One base, one sampler, one judge, {first.images} pictures of a topic and seed, the same prompts and noise for all; "
         f"prompts are of the {first.split} split.",
+        f"Seconds and memory are of training {place}, as mean over seeds; a backward pass counts as two UNet evaluations.",
         *_NOTES,
     ]
 

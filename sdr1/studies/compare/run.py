@@ -11,6 +11,7 @@ from typing import Any
 
 from sdr1.base.errors import TrainingError
 from sdr1.base.files import hold, open_lock, refuse_foreign, remove_partial, write_text
+from sdr1.base.process import require_device
 from sdr1.studies.compare import effort, page, table, tries, work
 from sdr1.studies.compare.cells import DEFAULT, Cell, Comparison, cells, read
 from sdr1.studies.compare.tries import Log
@@ -29,9 +30,10 @@ def run(
     make: Make = work.make,
     *,
     tune: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures. `tune` makes the
-    methods' tries instead, and their log.
+    methods' tries instead, and their log. Every cell is trained and judged on `device`.
 
     A cell that is there is taken as it is if everything that matters to it is the same: settings, seed, budget, the
     base's weights, the code of its method and of the judging. `table.json` has what is done so far.
@@ -40,10 +42,11 @@ def run(
         UserError: the file, or a value in it, is wrong, or `out` holds something else; nothing was written.
         TrainingError: cells failed; the others were made, and are in the table.
     """
+    require_device("--device", device)
     given = read(file)
     asked, log = _asked(given, file, tune)
     refuse_foreign(out, MARKER, "comparison", "--out")
-    wanted = cells(asked)
+    wanted = cells(asked, device)
     for config in {cell.label: cell.train for cell in wanted if cell.train is not None}.values():
         check(config, local=True)
     if not (out / MARKER).exists():
@@ -57,7 +60,7 @@ def run(
             work.tidy(folders[key])
         rows, failed = _make(wanted, missing, folders, out, work_on, make)
         if tune:
-            found = tries.logged(given, rows, wanted[0].versions["weights"])
+            found = tries.logged(given, rows, wanted[0].versions["weights"], device)
             write_text(out / tries.LOG, found.model_dump_json(indent=2) + "\n")
             print(out / tries.LOG)
         for line in page.write(asked.reference, wanted, folders, rows, out, log):
@@ -68,15 +71,18 @@ def run(
         )
 
 
-def plan(file: Path | None, out: Path, *, tune: bool = False) -> list[str]:
+def plan(
+    file: Path | None, out: Path, *, tune: bool = False, device: str = "cpu", processes: int = 2
+) -> list[str]:
     """What `run` would take, in lines to say; nothing is written.
 
     Raises:
         UserError: as `run`.
     """
+    require_device("--device", device)
     asked, _ = _asked(read(file), file, tune)
-    wanted = cells(asked)
-    return effort.lines(wanted, _folders(wanted, out))
+    wanted = cells(asked, device)
+    return effort.lines(wanted, _folders(wanted, out), processes)
 
 
 def _asked(given: Comparison, file: Path | None, tune: bool) -> tuple[Comparison, Log | None]:

@@ -42,6 +42,7 @@ class Log(Section):
     sizes: Tuning = Tuning()
     weights: str = ""
     """Digest of the base that they were made from."""
+    device: str = "cpu"
     base: dict[str, float] = Field(default_factory=dict)
     tries: tuple[Try, ...] = ()
 
@@ -53,7 +54,7 @@ class Log(Section):
         if tuned := [label for label in labels if label in counts]:
             sizes = self.sizes
             told.append(
-                f"Tuned before, with {counts[tuned[0]]} tries each on the tuning split ({sizes.images} pictures of a topic, "
+                f"Tuned before on {self.device}, with {counts[tuned[0]]} tries each on the tuning split ({sizes.images} pictures of a topic, "
                 f"seeds {', '.join(map(str, sizes.seeds))}, {sizes.budget:,} UNet evaluations a try at most): "
                 + ", ".join(tuned)
                 + f". {self.criterion}"
@@ -120,7 +121,7 @@ def spread(asked: Comparison) -> Comparison:
     return checked(Comparison, {**sizes, "split": "tune", "reference": reference, "methods": methods})
 
 
-def logged(asked: Comparison, rows: Sequence[Mapping[str, Any]], weights: str) -> Log:
+def logged(asked: Comparison, rows: Sequence[Mapping[str, Any]], weights: str, device: str) -> Log:
     """The log of the tries whose rows are in `table.json`; a try that lacks one of its seeds has failed."""
     base = _figures(asked, rows, BASE)
     tries: list[Try] = []
@@ -131,7 +132,7 @@ def logged(asked: Comparison, rows: Sequence[Mapping[str, Any]], weights: str) -
             Try(method=method.name, number=n + 1, overrides=overrides, chosen=n == best, figures=figures)
             for n, (overrides, figures) in enumerate(zip(method.tries, found, strict=True))
         ]
-    return Log(sizes=asked.tuning, weights=weights, base=base, tries=tuple(tries))
+    return Log(sizes=asked.tuning, weights=weights, device=device, base=base, tries=tuple(tries))
 
 
 def choose(tries: Sequence[Mapping[str, float]], base: Mapping[str, float]) -> int | None:

@@ -29,7 +29,6 @@ from sdr1.training import run as training
 from sdr1.training.observers import journal
 
 RESULT, EVALUATION, LOG, FAILED = "cell.json", "evaluation", "log.txt", "failed.txt"
-PROCESSES = 2
 Make = Callable[[Cell, Path], None]
 
 
@@ -50,7 +49,13 @@ def make(cell: Cell, folder: Path) -> None:
         "sandbox",
         model,
         folder / EVALUATION,
-        {"images": cell.images, "seed": cell.seed, "split": cell.split},
+        {
+            "images": cell.images,
+            "seed": cell.seed,
+            "split": cell.split,
+            "device": cell.device,
+            "judge_device": cell.device,
+        },
         Place(local=True),
     )
     told = {"label": cell.label, "seed": cell.seed, "budget": cell.budget, "wanted": cell.wanted, **cost}
@@ -69,7 +74,14 @@ def _trained(cell: Cell, folder: Path) -> tuple[str, dict[str, Any]]:
     if cell.erase is not None:
         model = folder / "model"
         told = erasing.erase(
-            cell.erase, SANDBOX, model, cell.settings, prompts=SANDBOX, seed=cell.seed, budget=cell.budget
+            cell.erase,
+            SANDBOX,
+            model,
+            cell.settings,
+            prompts=SANDBOX,
+            seed=cell.seed,
+            budget=cell.budget,
+            device=cell.device,
         )
         return str(model), {key: told[key] for key in ("unet_evaluations", "seconds", "peak_memory_bytes")}
     if cell.train is None:
@@ -84,20 +96,23 @@ def _trained(cell: Cell, folder: Path) -> tuple[str, dict[str, Any]]:
         "unet_evaluations": counts.total * len(rows),
         # Of the iterations themselves, also where the training was stopped and went on.
         "seconds": round(sum(counts.images / row["images_per_second"] for row in rows), 2),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory(cell.device),
     }
 
 
-def in_processes(cells: Sequence[tuple[Cell, Path]], make: Make) -> Iterator[tuple[Cell, str]]:
-    """Make the cells, two at a time; yields each as it ends, with the line of its error or nothing.
+def in_processes(
+    cells: Sequence[tuple[Cell, Path]], make: Make, processes: int = 2
+) -> Iterator[tuple[Cell, str]]:
+    """Make the cells, so many at a time; yields each as it ends, with the line of its error or nothing.
 
-    A process makes one cell, so that its peak memory is the cell's own. All of them end with this one.
+    The longest begin, so that no process waits for one at the end. A process makes one cell, so that its peak memory is the cell's own. All of them end with this one.
     """
     context = get_context("spawn")
-    waiting, running = deque(cells), dict[int, tuple[BaseProcess, Cell, Path]]()
+    waiting = deque(sorted(cells, key=lambda each: -each[0].planned))
+    running = dict[int, tuple[BaseProcess, Cell, Path]]()
     try:
         while waiting or running:
-            while waiting and len(running) < PROCESSES:
+            while waiting and len(running) < processes:
                 cell, folder = waiting.popleft()
                 started = context.Process(target=_child, args=(make, cell, folder))
                 started.start()

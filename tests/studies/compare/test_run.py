@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -289,6 +290,41 @@ def test_the_codes_version_is_that_of_all_that_is_imported(tmp_path, monkeypatch
     assert digest(two="import json\nx = 2") != first
     assert digest(two="from sdr1.three import y\nx = 1") != digest(three="y = 3")
     code._read.cache_clear()
+
+
+def test_a_device_is_every_cells_and_matters_to_it(tmp_path) -> None:
+    (tmp_path / "asked.yaml").write_text(ASKED)
+    asked = cells.read(tmp_path / "asked.yaml")
+    here, there = cells.cells(asked), cells.cells(asked, "cuda:1")
+    assert not {cell.key for cell in here} & {cell.key for cell in there}
+    assert {cell.device for cell in there} == {"cuda:1"}
+    for cell in there:
+        if cell.train is not None:
+            assert {getattr(cell.train, role).device for role in ("learner", "rollout", "reward")} == {
+                "cuda:1"
+            }
+
+
+def test_the_longest_cells_begin_in_as_many_processes_as_asked_for(tmp_path, monkeypatch) -> None:
+    # Forked, a child has all that it imports.
+    monkeypatch.setattr(work, "get_context", lambda _: multiprocessing.get_context("fork"))
+    (tmp_path / "asked.yaml").write_text(
+        ASKED.replace("form=head]}", "form=head]}\n  - {name: esd, erase: esd-x}")
+    )
+    wanted = [(cell, tmp_path / cell.key) for cell in cells.cells(cells.read(tmp_path / "asked.yaml"))]
+    ended = list(work.in_processes(wanted, at_once, processes=3))
+    assert [error for _, error in ended] == [""] * len(wanted)
+    times = [json.loads((folder / "times.json").read_text()) for _, folder in wanted]
+    begun = sorted((start, cell.label) for (start, _), (cell, _) in zip(times, wanted, strict=True))
+    assert [label for _, label in begun[:3]].count("esd") == 2
+    most = max(sum(start <= moment < end for start, end in times) for moment, _ in times)
+    assert most == 3
+
+
+def at_once(cell, folder) -> None:
+    begun = time.monotonic()
+    time.sleep(0.5)
+    (folder / "times.json").write_text(json.dumps([begun, time.monotonic()]))
 
 
 WRONG = {

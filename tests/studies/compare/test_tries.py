@@ -115,7 +115,7 @@ def test_the_comparison_takes_what_the_tries_have_chosen(tmp_path, monkeypatch) 
     assert made["rece"].settings == cells.cells(cells.read(file))[-1].settings
     notes = log.notes([*made, "r1"], {"r1"}, told["weights"])
     assert notes[0].startswith(
-        "Tuned before, with 3 tries each on the tuning split (2 pictures of a topic, seeds 5, 8,000"
+        "Tuned before on cpu, with 3 tries each on the tuning split (2 pictures of a topic, seeds 5, 8,000"
     )
     assert [note.split(": ")[-1] for note in notes[1:]] == ["r1.", "rece."]
     assert notes[-1] == "Not tuned, with their own settings: rece."
@@ -183,7 +183,7 @@ def test_a_log_that_is_missing_or_none_is_one_line(tmp_path, capsys) -> None:
 
 
 def test_a_dry_run_says_what_is_left_and_writes_nothing(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sdr1.studies.compare.effort.seconds_of_an_evaluation", lambda: 0.01)
+    monkeypatch.setattr("sdr1.studies.compare.effort.seconds_of_an_evaluation", lambda _: 0.01)
     file, out = asked(tmp_path), tmp_path / "out"
     assert cli.main(["compare", str(file), "--out", str(out), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
