@@ -1,7 +1,7 @@
 """What only a GPU can tell, in under nine minutes: the ratio, equal bits, peak memory, and images trained a second.
 
-A UNet of Stable Diffusion 1.x's size with random weights at 512 x 512, in one process without Ray. Every part has seconds of
-its own; one that does not fit into what is left is skipped and says so. `outputs/gpu_check.json` is written after each part.
+First the sandbox's smallest run. Then a UNet of Stable Diffusion 1.x's size with random weights at 512 x 512, in one process
+without Ray. Every part has seconds of its own; one that does not fit into what is left is skipped and says so. `outputs/gpu_check.json` is written after each part.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from sdr1.planning.counts import Counts, count
 from sdr1.planning.plan import plan
 from sdr1.planning.shapes import SD_1
 from sdr1.training.objectives.objective import RATIO_GAP
+from sdr1.training.observers import journal
+from sdr1.training.run import train
 
 OUT = Path("outputs/gpu_check.json")
 LIMIT_SECONDS = 520.0
@@ -111,6 +113,7 @@ class Check:
         main, lora, forward = "sd14-main", "sd14-lora", "sd14-forward"
         nhwc, compiled = "policy.channels_last=true", "policy.compile=true"
         return {
+            "sandbox": (60, self.sandbox),
             "models": (90, self.models),
             "peak": (15, self.peak),
             "ratio/float32": (60, partial(self.ratio, "float32")),
@@ -130,6 +133,16 @@ class Check:
             "speed/sd14-forward compile": (120, partial(self.speed, forward, compiled)),
             "speed/sd14-lora compile": (120, partial(self.speed, lora, compiled)),
         }
+
+    def sandbox(self) -> dict[str, Any]:
+        """A training from end to end. Its first steps are drawn as a batch of one and trained as one of four: |rho - 1| before
+        the first update."""
+        places = [f"{role}.device={self._size.device}" for role in ("learner", "rollout", "reward")]
+        folder = self._folder / "sandbox"
+        config = load("sandbox-smoke.yaml", [*places, f"run.directory={folder}", "tracking.enabled=false"])
+        train(config, local=True)
+        first, *_ = journal.read(folder / journal.NAME)[0]
+        return {"largest_gap": max(value for name, value in first.items() if name.startswith(RATIO_GAP))}
 
     def models(self) -> dict[str, Any]:
         """Write the folders that every other part reads."""
@@ -401,6 +414,8 @@ def run(
         for name, (most, call) in Check(size, Path(folder)).parts().items():
             if only and not name.startswith(("models", "peak", *only)):
                 continue
+            # A policy in float32 turns it off for the whole process; decoding in the next part would be slower.
+            torch.backends.cudnn.allow_tf32 = True
             part = attempt(size.patience * most, limit - (time.monotonic() - begin), call)
             found["parts"][name] = part
             write_text(out, json.dumps(found, indent=2) + "\n")

@@ -17,7 +17,7 @@ from sdr1.models.policy import Policy
 from sdr1.planning.counts import count
 from sdr1.planning.plan import plan
 
-PARTS = ["ratio", "bits", "memory/sd14-main", "speed/reference", "adamw"]
+PARTS = ["sandbox", "ratio", "bits", "memory/sd14-main", "speed/reference", "adamw"]
 
 
 @pytest.mark.slow
@@ -35,6 +35,7 @@ def test_the_figures_mean_what_they_say(tmp_path, monkeypatch):
     assert json.loads(out.read_text()) == found
     parts = found["parts"]
     assert not [part for part in parts.values() if "failed" in part or "skipped" in part], parts
+    assert 0 <= parts["sandbox"]["largest_gap"] <= 1e-5
     assert parts["ratio/float32"]["largest_gap"] <= parts["ratio/float32"]["tolerance"] == 1e-5
     assert parts["ratio/bfloat16"]["is_one"]
     assert parts["bits"]["same_bits"]
