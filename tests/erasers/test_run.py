@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sdr1.erasers import patched
 from sdr1.erasers.meter import Meter
 from sdr1.erasers.methods import METHODS
 from sdr1.erasers.methods.uce import Uce
-from sdr1.erasers.run import MARKER, settings_of
+from sdr1.erasers.run import MARKER, SANDBOX_BUDGET, settings_of
 from sdr1.erasers.tasks import of_sandbox
 
 
@@ -205,3 +207,12 @@ def test_refused(arguments, said, tmp_path, capsys) -> None:
     assert said in told
     assert len(told.splitlines()) == 1
     assert not out.exists()
+
+
+def test_help_and_docs_name_the_sandboxs_budget(capsys) -> None:
+    assert cli.main(["erase", "--help"]) == 0
+    told = f"{SANDBOX_BUDGET:,}"
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert f"default: {told} for the sandbox" in shown
+    docs = Path(__file__).parents[2] / "docs/operations.md"
+    assert f"On the sandbox the default is {told}," in docs.read_text(encoding="utf-8").replace("\n", " ")
