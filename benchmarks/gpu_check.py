@@ -1,7 +1,8 @@
 """What only a GPU can tell, in under nine minutes: the ratio, equal bits, peak memory, and images trained a second.
 
 First the sandbox's smallest run. Then a UNet of Stable Diffusion 1.x's size with random weights at 512 x 512, in one process
-without Ray. Every part has seconds of its own; one that does not fit into what is left is skipped and says so. `outputs/gpu_check.json` is written after each part.
+without Ray. Every part has seconds of its own; one that does not fit into what is left is skipped and says so.
+`outputs/gpu_check.json` is written after each part.
 """
 
 from __future__ import annotations

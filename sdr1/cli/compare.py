@@ -39,12 +39,10 @@ def compare(
 
     Example: `sdr1 compare --out outputs/compare`
     """
-    from functools import partial
-
-    from sdr1.studies.compare import run, work
+    from sdr1.studies.compare import run
 
     folder = out or Path("outputs/tries" if tune else "outputs/compare")
     if dry_run:
         print(*run.plan(file, folder, tune=tune, device=device, processes=processes), sep="\n")
     else:
-        run.run(file, folder, partial(work.in_processes, processes=processes), tune=tune, device=device)
+        run.run(file, folder, tune=tune, device=device, processes=processes)

@@ -18,13 +18,14 @@ from sdr1.studies.compare.cells import Cell
 
 _BATCH = 16
 """Pictures of the drawing that is timed, as many as an evaluation draws at once."""
+_OF_A_PICTURE = DEPLOYED.steps * cost_of_a_step(DEPLOYED.guidance_scale)
+"""UNet evaluations."""
 
 
 def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) -> list[str]:
     """A line of each method, and of all cells together, the finished ones told apart."""
     first = cells[0]
-    pictures = len(rows_of(TOPICS, first.images, first.seed, split=first.split))
-    drawing = pictures * evaluations_of_a_picture()
+    drawing = evaluations_to_draw(first)
     left = [cell for cell in cells if work.done(folders[cell.key]) is None]
     told = [f"{'method':<20}{'cells':>6}{'to make':>9}  UNet evaluations a cell"]
     for label in dict.fromkeys(cell.label for cell in cells):
@@ -34,6 +35,7 @@ def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) ->
         number = sum(cell.label == label for cell in left)
         told.append(f"{label:<20}{len(mine):>6}{number:>9}  {training:,} to train{cut}")
     total = sum(cell.planned + drawing for cell in left)
+    pictures = drawing // _OF_A_PICTURE
     told.append(f"{pictures:,} pictures a cell, {drawing:,} UNet evaluations to draw")
     if left:
         each = seconds_of_an_evaluation(first.device)
@@ -45,9 +47,9 @@ def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) ->
     return told
 
 
-def evaluations_of_a_picture() -> int:
-    """As the sandbox's pictures are drawn; a patch may add to it."""
-    return DEPLOYED.steps * cost_of_a_step(DEPLOYED.guidance_scale)
+def evaluations_to_draw(cell: Cell) -> int:
+    """UNet evaluations of the pictures that a cell is judged by, as many for every cell; a patch may add to it."""
+    return len(rows_of(TOPICS, cell.images, cell.seed, split=cell.split)) * _OF_A_PICTURE
 
 
 def seconds_of_an_evaluation(device: str) -> float:
@@ -59,4 +61,4 @@ def seconds_of_an_evaluation(device: str) -> float:
     painter.draw(rows)
     begun = time.monotonic()
     painter.draw(rows)
-    return (time.monotonic() - begun) / (_BATCH * evaluations_of_a_picture())
+    return (time.monotonic() - begun) / (_BATCH * _OF_A_PICTURE)

@@ -20,7 +20,7 @@ from sdr1.training.run import check
 
 MARKER = "compare.json"
 """The file by which sdr1 knows a comparison's folder; it holds what was asked for last."""
-Work = Callable[[Sequence[tuple[Cell, Path]], Make], Iterator[tuple[Cell, str]]]
+Work = Callable[[Sequence[tuple[Cell, Path]], Make, int], Iterator[tuple[Cell, str]]]
 
 
 def run(
@@ -31,9 +31,10 @@ def run(
     *,
     tune: bool = False,
     device: str = "cpu",
+    processes: int = 2,
 ) -> None:
     """Make the cells that are missing, then write `table.json`, `summary.json`, the page and its pictures. `tune` makes the
-    methods' tries instead, and their log. Every cell is trained and judged on `device`.
+    methods' tries instead, and their log. Every cell is trained and judged on `device`, `processes` of them at a time.
 
     A cell that is there is taken as it is if everything that matters to it is the same: settings, seed, budget, the
     base's weights, the code of its method and of the judging. `table.json` has what is done so far.
@@ -58,7 +59,7 @@ def run(
         missing = {cell.key: cell for cell in wanted if work.done(folders[cell.key]) is None}
         for key in folders.keys() - missing.keys():
             work.tidy(folders[key])
-        rows, failed = _make(wanted, missing, folders, out, work_on, make)
+        rows, failed = _make(wanted, missing, folders, out, work_on, make, processes)
         if tune:
             found = tries.logged(given, rows, wanted[0].versions["weights"], device)
             write_text(out / tries.LOG, found.model_dump_json(indent=2) + "\n")
@@ -101,21 +102,25 @@ def _make(
     out: Path,
     work_on: Work,
     make: Make,
+    processes: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Make what is missing, and tell of it; returns the rows of the table, and a line of each cell that failed."""
     print(f"{len(folders)} cells, {len(folders) - len(missing)} of them there", flush=True)
     rows = table.write(wanted, folders, out)
     failed, begun = [], time.monotonic()
-    for number, (cell, error) in enumerate(
-        work_on([(cell, folders[key]) for key, cell in missing.items()], make), 1
-    ):
+    drawing = effort.evaluations_to_draw(wanted[0])
+    left = sum(cell.planned + drawing for cell in missing.values())
+    done = 0
+    given = [(cell, folders[key]) for key, cell in missing.items()]
+    for number, (cell, error) in enumerate(work_on(given, make, processes), 1):
         if error:
             failed.append(f"{cell.label}, seed {cell.seed}: {error}")
         rows = table.write(wanted, folders, out)
-        left = (len(missing) - number) * (time.monotonic() - begun) / number
+        done, left = done + cell.planned + drawing, left - cell.planned - drawing
+        seconds = (time.monotonic() - begun) * left / done
         print(
             f"[{number}/{len(missing)}] {cell.label}, seed {cell.seed}: {error or _told(rows, cell)}; "
-            f"about {left / 60:.0f} minutes left",
+            f"about {seconds / 60:.0f} minutes left",
             flush=True,
         )
     return rows, failed

@@ -101,11 +101,12 @@ def _trained(cell: Cell, folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 def in_processes(
-    cells: Sequence[tuple[Cell, Path]], make: Make, processes: int = 2
+    cells: Sequence[tuple[Cell, Path]], make: Make, processes: int
 ) -> Iterator[tuple[Cell, str]]:
     """Make the cells, so many at a time; yields each as it ends, with the line of its error or nothing.
 
-    The longest begin, so that no process waits for one at the end. A process makes one cell, so that its peak memory is the cell's own. All of them end with this one.
+    The longest begin, so that no process waits for one at the end. A process makes one cell, so that its peak memory is
+    the cell's own. All of them end with this one.
     """
     context = get_context("spawn")
     waiting = deque(sorted(cells, key=lambda each: -each[0].planned))

@@ -66,7 +66,7 @@ def stub(cell, folder) -> None:
     files.write_text(folder / work.RESULT, json.dumps(told))
 
 
-def here(cells, make):
+def here(cells, make, _processes):
     """One after the other in this process."""
     for cell, folder in cells:
         make(cell, folder)
@@ -166,7 +166,7 @@ def test_a_changed_setting_makes_exactly_its_own_cells_anew(whole, tmp_path, mon
 def all_but(label, error):
     """Work on cells of which those of this label fail."""
 
-    def work_on(cells, make):
+    def work_on(cells, make, _processes):
         for cell, folder in cells:
             if cell.label == label:
                 yield cell, error
@@ -220,7 +220,7 @@ def odd(cell, folder) -> None:
 def test_a_process_for_each_cell(tmp_path) -> None:
     (tmp_path / "asked.yaml").write_text(ASKED.replace("[1, 2]", "[1]"))
     wanted = cells.cells(cells.read(tmp_path / "asked.yaml"))
-    told = list(work.in_processes([(cell, tmp_path / cell.key) for cell in wanted], odd))
+    told = list(work.in_processes([(cell, tmp_path / cell.key) for cell in wanted], odd, 2))
     folders = {cell.label: tmp_path / cell.key for cell in wanted}
     errors = {cell.label: error for cell, error in told}
     assert errors == {
