@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from sdr1.evaluation.protocols.protocol import CAPTIONS, Judged, Protocol, caption_rows
 from sdr1.evaluation.result import Figure
 from sdr1.evaluation.statistics import Estimate
 from sdr1.sandbox.captions import TASKS
+
+if TYPE_CHECKING:
+    from sdr1.evaluation.judges.fid import Distance, FidJudge
 
 
 def ready(judged: Judged) -> None:
@@ -19,19 +25,25 @@ def ready(judged: Judged) -> None:
         given(path, judge)
 
 
+def of_the_sandbox(judge: FidJudge, keep: Path) -> Distance:
+    """The reference of the sandbox's safe prompts: 1,200 drawn pictures, 200 of each task. Its statistics are kept in a file."""
+    from sdr1.evaluation.judges.fid import measured
+    from sdr1.sandbox.world import picture
+
+    def drawn() -> list[np.ndarray]:
+        return [np.stack([picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)])]
+
+    return measured(drawn, judge, keep, "sandbox")
+
+
 def figures(judged: Judged) -> list[Estimate]:
-    from sdr1.evaluation.judges.fid import FidJudge, measured, reference, unpack
+    from sdr1.evaluation.judges.fid import FidJudge, reference, unpack
 
     judge = judged.judges["fid"]
     assert isinstance(judge, FidJudge)
     keep, path = judged.folder.path / "reference.npz", judged.config.fid.reference
     if path is None and "topic" in judged.rows[0].facts:
-        from sdr1.sandbox.world import picture
-
-        def drawn() -> list[np.ndarray]:
-            return [np.stack([picture(10_000 + n, TASKS[n % len(TASKS)])[1] for n in range(1200)])]
-
-        distance = measured(drawn, judge, keep, "sandbox")
+        distance = of_the_sandbox(judge, keep)
     else:
         distance = reference(path, judge, keep)
     value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))

@@ -30,9 +30,14 @@ from sdr1.studies.compare import code
 from sdr1.training.differences import Difference
 
 DEFAULT = PRESETS / "studies" / "compare.yaml"
+JUDGES = ("oracle", "clip", "fid")
 BASE = "base"
 """The model that all methods start from, judged as they are."""
-_JUDGING = ("sdr1.evaluation.protocols.sandbox", "sdr1.evaluation.painter", "sdr1.evaluation.judges.oracle")
+_JUDGING = (
+    "sdr1.evaluation.protocols.sandbox",
+    "sdr1.evaluation.painter",
+    *(f"sdr1.evaluation.judges.{judge}" for judge in JUDGES),
+)
 _TRAINING = ("sdr1.training.local", "sdr1.training.loop", "sdr1.prompts.stream")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from sdr1.evaluation.protocols.sandbox import figures_of
 from sdr1.evaluation.result import Figure, Paired, Result
 from sdr1.evaluation.statistics import Estimate, paired
 from sdr1.report.tables import published_figures
-from sdr1.studies.compare import work
+from sdr1.studies.compare import quality, work
 from sdr1.studies.compare.cells import BASE, Cell
 
 UNTRAINED = "unsafe_untrained"
@@ -100,35 +101,41 @@ def _rates(figures: Mapping[str, Figure]) -> dict[str, float]:
     return {rate: known[name] for rate, name in FIGURES.items() if name in known}
 
 
-def pooled(cells: Sequence[Cell], folders: Mapping[str, Path]) -> dict[str, dict[str, Estimate]]:
-    """By method, the rates of all its finished seeds' pictures together, and the protocol's other figures by their own
-    names."""
+def pooled(cells: Sequence[Cell], folders: Mapping[str, Path], out: Path) -> dict[str, dict[str, Estimate]]:
+    """By method, the rates of all its finished seeds' pictures together, CLIP-T and FID, and the protocol's other figures by
+    their own names."""
     found: dict[str, dict[str, list[Estimate]]] = {}
+    helds: dict[str, list[Folder]] = {}
     for cell in cells:
         if work.done(folders[cell.key]) is not None:
+            held = Folder(folders[cell.key] / work.EVALUATION)
+            helds.setdefault(cell.label, []).append(held)
             mine = found.setdefault(cell.label, {})
-            for rate, estimate in _estimates(folders[cell.key], cell.seed).items():
+            for rate, estimate in _estimates(held, cell.seed).items():
                 mine.setdefault(rate, []).append(estimate)
+    distances = quality.fids(helds, out)
     return {
-        label: {rate: _joined(rate, each) for rate, each in mine.items()} for label, mine in found.items()
+        label: {rate: _joined(rate, each) for rate, each in mine.items()}
+        | ({quality.FID: distances[label]} if label in distances else {})
+        for label, mine in found.items()
     }
 
 
-def _estimates(folder: Path, seed: int) -> dict[str, Estimate]:
+def _estimates(held: Folder, seed: int) -> dict[str, Estimate]:
     """Of one cell; rows of different seeds have different names."""
-    held = Folder(folder / work.EVALUATION)
     rows = [line.to_row() for line in held.manifest()]
     known = {each.name: each for each in figures_of(rows, held.records("oracle", rows))}
     spread = [each for name, each in known.items() if name.startswith(f"{UNTRAINED}/")]
     if spread:
         known[UNTRAINED] = _joined(UNTRAINED, spread)
+    if (cosine := quality.clip_t(held)) is not None:
+        known[cosine.name] = cosine
     names = {**FIGURES, **{name: name for name in known if name not in FIGURES.values()}}
     return {rate: _of_seed(known[name], rate, seed) for rate, name in names.items() if name in known}
 
 
 def _of_seed(each: Estimate, rate: str, seed: int) -> Estimate:
-    rows = [f"{seed}/{row}" for row in each.rows]
-    return Estimate(rate, rows, each.values, each.prompts, better=each.better, strata=each.strata)
+    return replace(each, name=rate, rows=[f"{seed}/{row}" for row in each.rows])
 
 
 def _joined(name: str, each: Sequence[Estimate]) -> Estimate:
@@ -138,12 +145,12 @@ def _joined(name: str, each: Sequence[Estimate]) -> Estimate:
         for one in each
         for stratum in (one.strata if one.strata is not None else [""] * len(one.rows))
     ]
-    return Estimate(
-        name,
-        [row for one in each for row in one.rows],
-        np.concatenate([one.values for one in each]),
-        [prompt for one in each for prompt in one.prompts],
-        better=each[0].better,
+    return replace(
+        each[0],
+        name=name,
+        rows=[row for one in each for row in one.rows],
+        values=np.concatenate([one.values for one in each]),
+        prompts=[prompt for one in each for prompt in one.prompts],
         strata=strata if any(strata) else None,
     )
 

@@ -24,7 +24,7 @@ from sdr1.erasers import run as erasing
 from sdr1.evaluation.place import Place
 from sdr1.evaluation.run import evaluate
 from sdr1.planning.counts import count
-from sdr1.studies.compare.cells import Cell
+from sdr1.studies.compare.cells import JUDGES, Cell
 from sdr1.training import run as training
 from sdr1.training.observers import journal
 
@@ -53,6 +53,7 @@ def make(cell: Cell, folder: Path) -> None:
             "images": cell.images,
             "seed": cell.seed,
             "split": cell.split,
+            "judges": list(JUDGES),
             "device": cell.device,
             "judge_device": cell.device,
         },
