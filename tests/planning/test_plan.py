@@ -84,7 +84,9 @@ def test_a_run_on_the_forward_process_does_what_is_planned(small):
     assert tuple(found["unet_evaluations_per_image"].values()) == (10, 4, 4, 26)
 
 
-def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path):
+def test_prompts_of_a_mix_are_counted_source_by_source(tmp_path, monkeypatch):
+    # Passes through fake models take twenty seconds, and say nothing of prompts.
+    monkeypatch.setattr("sdr1.planning.plan.measure", lambda *_: (1, 1))
     for name, label, count in (("a", "safe", 40), ("b", "unsafe", 2), ("c", "unsafe", 8)):
         rows = [f'{{"prompt": "{name} {n}", "label": "{label}"}}\n' for n in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(rows) + '{"prompt": null}\n' * (name == "b"))
