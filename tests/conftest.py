@@ -27,14 +27,26 @@ hypothesis.settings.load_profile("any machine")
 # Before xdist's own, which reads the mark.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two test processes one runs all tests that start clusters: several clusters starve each other on two cores.
+    """One test process runs all tests that start clusters: several clusters starve each other on two cores.
 
-    Those that share a cluster come one after the other.
+    Those that share a cluster come one after the other. Tests that share a fixture of their module go to one process too, and
+    so do those that share a plan: each process would make it for itself.
     """
     items.sort(key=shares)
     for item in items:
         if {"distributed", "on_ray"} & set(item.path.parts) or shares(item):
             item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif "planned_once" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("plans"))
+        elif of_a_module(item):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def of_a_module(item: pytest.Item) -> bool:
+    """Whether one of a test's fixtures is made once for its module."""
+    assert isinstance(item, pytest.Function)
+    known = item._fixtureinfo.name2fixturedefs.values()
+    return any(fixture.scope == "module" for definitions in known for fixture in definitions)
 
 
 def shares(item: pytest.Item | None) -> bool:
