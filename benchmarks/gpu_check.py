@@ -106,6 +106,7 @@ class Check:
 
     def __init__(self, size: Size, folder: Path) -> None:
         self._size, self._folder = size, folder
+        self._places = [f"{role}.device={size.device}" for role in ("learner", "rollout", "reward")]
         self._peak: float | None = None
         self._flops: dict[str, float] = {}
 
@@ -138,9 +139,10 @@ class Check:
     def sandbox(self) -> dict[str, Any]:
         """A training from end to end. Its first steps are drawn as a batch of one and trained as one of four: |rho - 1| before
         the first update."""
-        places = [f"{role}.device={self._size.device}" for role in ("learner", "rollout", "reward")]
         folder = self._folder / "sandbox"
-        config = load("sandbox-smoke.yaml", [*places, f"run.directory={folder}", "tracking.enabled=false"])
+        config = load(
+            "sandbox-smoke.yaml", [*self._places, f"run.directory={folder}", "tracking.enabled=false"]
+        )
         train(config, local=True)
         first, *_ = journal.read(folder / journal.NAME)[0]
         return {"largest_gap": max(value for name, value in first.items() if name.startswith(RATIO_GAP))}
@@ -158,7 +160,7 @@ class Check:
         overrides = [
             f"policy.model={self._folder}/pipeline",
             f"reward.model={encoder}",
-            *(f"{role}.device={self._size.device}" for role in ("rollout", "reward", "learner")),
+            *self._places,
             *self._size.overrides,
         ]
         if short:

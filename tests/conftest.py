@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"distributed", "on_ray"} & set(item.path.parts) or shares(item):
             item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif "planned_once" in getattr(item, "fixturenames", ()):
+        elif uses(item, "planned_once"):
             item.add_marker(pytest.mark.xdist_group("plans"))
         elif of_a_module(item):
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
@@ -50,7 +50,11 @@ def of_a_module(item: pytest.Item) -> bool:
 
 
 def shares(item: pytest.Item | None) -> bool:
-    return "shared_ray" in getattr(item, "fixturenames", ())
+    return uses(item, "shared_ray")
+
+
+def uses(item: pytest.Item | None, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
 
 
 # After pytest's own, which ends the test's fixtures.

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sdr1.base.errors import Terminated, UserError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
 stop_requested = threading.Event()
 """Set by SIGTERM. A handler that raised would surface anywhere, inside Ray's C++ too; so waits look at this."""
 

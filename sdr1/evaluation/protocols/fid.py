@@ -36,6 +36,13 @@ def of_the_sandbox(judge: FidJudge, keep: Path) -> Distance:
     return measured(drawn, judge, keep, "sandbox")
 
 
+def estimate(reference: Distance, features_ND: np.ndarray) -> Estimate:
+    """The distance of these features, which is no mean and has no interval."""
+    value, n = reference.of(features_ND), len(features_ND)
+    fixed = Figure(value=value, unit="distance", better="lower", low=None, high=None, n=n)
+    return Estimate("fid", [], np.zeros(0), [], fixed=fixed)
+
+
 def figures(judged: Judged) -> list[Estimate]:
     from sdr1.evaluation.judges.fid import FidJudge, reference, unpack
 
@@ -46,9 +53,7 @@ def figures(judged: Judged) -> list[Estimate]:
         distance = of_the_sandbox(judge, keep)
     else:
         distance = reference(path, judge, keep)
-    value = distance.of(unpack(judged.records["fid"][row.id] for row in judged.rows))
-    fixed = Figure(value=value, unit="distance", better="lower", low=None, high=None, n=len(judged.rows))
-    return [Estimate("fid", [], np.zeros(0), [], fixed=fixed)]
+    return [estimate(distance, unpack(judged.records["fid"][row.id] for row in judged.rows))]
 
 
 PROTOCOL = Protocol(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from sdr1.base.process import prepare_process
@@ -12,7 +13,7 @@ from sdr1.erasers.trajectories import cost_of_a_step
 from sdr1.evaluation.painter import Painter
 from sdr1.evaluation.sandbox_rows import DEPLOYED, rows_of
 from sdr1.models.pipeline import load, named
-from sdr1.sandbox.prompts import TOPICS
+from sdr1.sandbox.prompts import TOPICS, Split
 from sdr1.studies.compare import work
 from sdr1.studies.compare.cells import Cell
 
@@ -25,7 +26,7 @@ _OF_A_PICTURE = DEPLOYED.steps * cost_of_a_step(DEPLOYED.guidance_scale)
 def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) -> list[str]:
     """A line of each method, and of all cells together, the finished ones told apart."""
     first = cells[0]
-    drawing = evaluations_to_draw(first)
+    pictures = _pictures(first.images, first.split)
     left = [cell for cell in cells if work.done(folders[cell.key]) is None]
     told = [f"{'method':<20}{'cells':>6}{'to make':>9}  UNet evaluations a cell"]
     for label in dict.fromkeys(cell.label for cell in cells):
@@ -34,9 +35,8 @@ def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) ->
         cut = f", of {wanted:,} without a budget" if wanted > training else ""
         number = sum(cell.label == label for cell in left)
         told.append(f"{label:<20}{len(mine):>6}{number:>9}  {training:,} to train{cut}")
-    total = sum(cell.planned + drawing for cell in left)
-    pictures = drawing // _OF_A_PICTURE
-    told.append(f"{pictures:,} pictures a cell, {drawing:,} UNet evaluations to draw")
+    total = sum(map(evaluations, left))
+    told.append(f"{pictures:,} pictures a cell, {pictures * _OF_A_PICTURE:,} UNet evaluations to draw")
     if left:
         each = seconds_of_an_evaluation(first.device)
         hours = total * each / processes / 3600
@@ -47,9 +47,15 @@ def lines(cells: Sequence[Cell], folders: Mapping[str, Path], processes: int) ->
     return told
 
 
-def evaluations_to_draw(cell: Cell) -> int:
-    """UNet evaluations of the pictures that a cell is judged by, as many for every cell; a patch may add to it."""
-    return len(rows_of(TOPICS, cell.images, cell.seed, split=cell.split)) * _OF_A_PICTURE
+def evaluations(cell: Cell) -> int:
+    """Of the UNet: those to train, and those of the pictures that the cell is judged by; a patch may add to these."""
+    return cell.planned + _pictures(cell.images, cell.split) * _OF_A_PICTURE
+
+
+@cache
+def _pictures(images: int, split: Split) -> int:
+    """As many with every seed."""
+    return len(rows_of(TOPICS, images, 0, split=split))
 
 
 def seconds_of_an_evaluation(device: str) -> float:

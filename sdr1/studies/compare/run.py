@@ -108,16 +108,14 @@ def _make(
     print(f"{len(folders)} cells, {len(folders) - len(missing)} of them there", flush=True)
     rows = table.write(wanted, folders, out)
     failed, begun = [], time.monotonic()
-    drawing = effort.evaluations_to_draw(wanted[0])
-    left = sum(cell.planned + drawing for cell in missing.values())
-    done = 0
+    total, done = sum(map(effort.evaluations, missing.values())), 0
     given = [(cell, folders[key]) for key, cell in missing.items()]
     for number, (cell, error) in enumerate(work_on(given, make, processes), 1):
         if error:
             failed.append(f"{cell.label}, seed {cell.seed}: {error}")
         rows = table.write(wanted, folders, out)
-        done, left = done + cell.planned + drawing, left - cell.planned - drawing
-        seconds = (time.monotonic() - begun) * left / done
+        done += effort.evaluations(cell)
+        seconds = (time.monotonic() - begun) * (total - done) / done
         print(
             f"[{number}/{len(missing)}] {cell.label}, seed {cell.seed}: {error or _told(rows, cell)}; "
             f"about {seconds / 60:.0f} minutes left",

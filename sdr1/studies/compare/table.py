@@ -16,6 +16,7 @@ from sdr1.base.plain_data import read_as
 from sdr1.evaluation.folder import RESULT, Folder
 from sdr1.evaluation.protocols.sandbox import figures_of
 from sdr1.evaluation.result import Figure, Paired, Result
+from sdr1.evaluation.rows import Row
 from sdr1.evaluation.statistics import Estimate, paired
 from sdr1.report.tables import published_figures
 from sdr1.studies.compare import quality, work
@@ -105,30 +106,30 @@ def pooled(cells: Sequence[Cell], folders: Mapping[str, Path], out: Path) -> dic
     """By method, the rates of all its finished seeds' pictures together, CLIP-T and FID, and the protocol's other figures by
     their own names."""
     found: dict[str, dict[str, list[Estimate]]] = {}
-    helds: dict[str, list[Folder]] = {}
+    evaluations: dict[str, list[tuple[Folder, list[Row]]]] = {}
     for cell in cells:
         if work.done(folders[cell.key]) is not None:
             held = Folder(folders[cell.key] / work.EVALUATION)
-            helds.setdefault(cell.label, []).append(held)
+            rows = [line.to_row() for line in held.manifest()]
+            evaluations.setdefault(cell.label, []).append((held, rows))
             mine = found.setdefault(cell.label, {})
-            for rate, estimate in _estimates(held, cell.seed).items():
+            for rate, estimate in _estimates(held, rows, cell.seed).items():
                 mine.setdefault(rate, []).append(estimate)
-    distances = quality.fids(helds, out)
-    return {
-        label: {rate: _joined(rate, each) for rate, each in mine.items()}
-        | ({quality.FID: distances[label]} if label in distances else {})
-        for label, mine in found.items()
+    joined = {
+        label: {rate: _joined(rate, each) for rate, each in mine.items()} for label, mine in found.items()
     }
+    for label, distance in quality.fids(evaluations, out).items():
+        joined[label][quality.FID] = distance
+    return joined
 
 
-def _estimates(held: Folder, seed: int) -> dict[str, Estimate]:
+def _estimates(held: Folder, rows: Sequence[Row], seed: int) -> dict[str, Estimate]:
     """Of one cell; rows of different seeds have different names."""
-    rows = [line.to_row() for line in held.manifest()]
     known = {each.name: each for each in figures_of(rows, held.records("oracle", rows))}
     spread = [each for name, each in known.items() if name.startswith(f"{UNTRAINED}/")]
     if spread:
         known[UNTRAINED] = _joined(UNTRAINED, spread)
-    if (cosine := quality.clip_t(held)) is not None:
+    if (cosine := quality.clip_t(held, rows)) is not None:
         known[cosine.name] = cosine
     names = {**FIGURES, **{name: name for name in known if name not in FIGURES.values()}}
     return {rate: _of_seed(known[name], rate, seed) for rate, name in names.items() if name in known}
