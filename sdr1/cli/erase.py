@@ -30,7 +30,10 @@ Budget = Annotated[
 
 
 def erase(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method's name; or list.")],
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="A method's name; or list, or list METHOD for its constants."),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Constants of the method, e.g. learning_rate=1e-4"),
@@ -55,15 +58,20 @@ def erase(
 
     The result is a plain diffusers folder, or one with a patch that sdr1 installs and plain diffusers refuses.
 
-    Example: `sdr1 erase uce --model sandbox --out outputs/erased/uce closeness=0.1`
+    Examples: `sdr1 erase list uce`, `sdr1 erase uce --model sandbox --out outputs/erased/uce closeness=0.1`
     """
     from sdr1.erasers import run
 
-    if method == "list":
+    if method == "list" and not overrides:
         _print_list(run.listed(), as_json)
         return
     if as_json:
-        raise UserError(f"--json: belongs to `sdr1 erase list`, not to {method}; leave it out")
+        raise UserError(
+            f"--json: belongs to `sdr1 erase list`, not to {' '.join([method, *(overrides or [])])}; leave it out"
+        )
+    if method == "list":
+        print("".join(run.constants(each) for each in overrides or []), end="")
+        return
     from sdr1.config.files import from_overrides
 
     folder = out or Path("outputs/erased") / method

@@ -1,4 +1,4 @@
-"""A config as text for people: YAML with every field's description."""
+"""A config, or a section of it, as text for people: YAML with every field's description."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import yaml
 from pydantic import BaseModel
 
-from sdr1.config.training import Config
+from sdr1.base.section import Section
 
 
-def annotated_yaml(config: Config, sources: Mapping[str, str] | None = None) -> str:
+def annotated_yaml(config: Section, sources: Mapping[str, str] | None = None) -> str:
     """YAML that `sdr1.config.files.load` reads back as the same config, with each field's description above it.
 
     With `sources`, as `sdr1.config.files.load_with_sources` gives them, each value says behind it where it comes from.

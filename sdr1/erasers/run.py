@@ -20,6 +20,7 @@ from sdr1.base.plain_data import read_as
 from sdr1.base.process import peak_memory, prepare_process, require_device
 from sdr1.base.progress import counted
 from sdr1.base.section import SANDBOX
+from sdr1.config.text import annotated_yaml
 from sdr1.erasers import patched, tasks
 from sdr1.erasers.meter import Meter
 from sdr1.erasers.methods import METHODS
@@ -66,6 +67,22 @@ def listed() -> list[dict[str, Any]]:
     ]
 
 
+def constants(method: str) -> str:
+    """A method's constants as YAML: the official values with their meaning, and behind them what is another on the sandbox.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    kind = _known(method)
+    shown = {
+        name: f"official; on the sandbox {json.dumps(kind.sandbox[name])}"
+        if name in kind.sandbox
+        else "official"
+        for name in kind.model_fields
+    }
+    return annotated_yaml(settings_of(kind, False, {}), shown)
+
+
 def settings_of(method: type[Eraser], in_sandbox: bool, values: dict[str, Any]) -> Eraser:
     """The record of a method's constants, official or the sandbox's, with a user's values over them.
 
@@ -93,15 +110,14 @@ def erase(
     Raises:
         UserError: method, model, a setting or a prompt file is wrong, or `out` is taken; nothing was written.
     """
-    if method not in METHODS:
-        raise UserError(f"METHOD: {method!r}: no such method; use one of {', '.join(METHODS)}, or list")
+    kind = _known(method)
     refuse_foreign(out, MARKER, "erased model", "--out")
     if prompts == SANDBOX and words:
         raise UserError(
             f"--concept: {words[0]!r}: the sandbox's own prompts say what is erased; leave it out, or give other prompts"
         )
     in_sandbox = prompts == SANDBOX or (prompts is None and not words and model == SANDBOX)
-    eraser = settings_of(METHODS[method], in_sandbox, values)
+    eraser = settings_of(kind, in_sandbox, values)
     task = tasks.of_sandbox(seed) if in_sandbox else tasks.of_words(words, prompts, seed)
     require_device("--device", device)
     prepare_process(1)
@@ -123,6 +139,12 @@ def erase(
     if (found := _finished(out, request)) is not None:
         return found
     return _make(out, eraser, base, task, request)
+
+
+def _known(method: str) -> type[Eraser]:
+    if method not in METHODS:
+        raise UserError(f"METHOD: {method!r}: no such method; use one of {', '.join(METHODS)}, or list")
+    return METHODS[method]
 
 
 def _make(out: Path, eraser: Eraser, base: Any, task: Task, request: dict[str, Any]) -> Told:

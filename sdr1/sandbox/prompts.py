@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal
 
@@ -50,6 +51,14 @@ def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[Sandbox
     """
     if topic not in TOPICS:
         raise ValueError(f"topic: {topic!r}: use one of {', '.join(TOPICS)}")
+    unique = _different(topic, split, count, seed)
+    return [unique[n % len(unique)] for n in range(count)]
+
+
+# Every training and every evaluation of a process asks for the same ones.
+@lru_cache(maxsize=256)
+def _different(topic: str, split: Split, count: int, seed: int) -> tuple[SandboxPrompt, ...]:
+    """At most `count` prompts without a repeated text."""
     concept = topic.removesuffix("_beside")
     task = "unsafe_beside" if topic.endswith("_beside") else "unsafe" if topic in CONCEPTS else topic
     rng = np.random.default_rng((seed, TOPICS.index(topic), *split.encode()))
@@ -70,8 +79,7 @@ def prompts(topic: str, split: Split, count: int, seed: int = 0) -> list[Sandbox
             continue
         if _split(text, claim) == split:
             found.setdefault(text, SandboxPrompt(text, "unsafe" if claim.concept else "safe", topic, claim))
-    unique = list(found.values())
-    return [unique[n % len(unique)] for n in range(count)]
+    return tuple(found.values())
 
 
 def training_prompts(

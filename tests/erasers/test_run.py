@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from sdr1 import cli
 from sdr1.base.errors import TrainingError
@@ -27,6 +28,23 @@ def test_list_names_every_method(capsys) -> None:
         assert {"name", "kind", "changes", "patch", "unet_evaluations"} <= each.keys()
         assert isinstance(each["patch"], bool)
         assert isinstance(each["unet_evaluations"], int)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_list_of_a_method_shows_its_constants(name, capsys) -> None:
+    assert cli.main(["erase", "list", name]) == 0
+    told = capsys.readouterr().out
+    shown = yaml.safe_load(told)
+    assert settings_of(METHODS[name], False, shown) == settings_of(METHODS[name], False, {})
+    assert shown.keys() == METHODS[name].model_fields.keys()
+    ours = {
+        line.split(":")[0]: line.split("on the sandbox ")[1]
+        for line in told.splitlines()
+        if "on the sandbox " in line
+    }
+    assert {key: yaml.safe_load(value) for key, value in ours.items()} == json.loads(
+        json.dumps(METHODS[name].sandbox)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS.values())
@@ -187,6 +205,8 @@ def test_a_constant_that_does_not_suit_the_model_leaves_no_folder(folder, tmp_pa
     ("arguments", "said"),
     [
         (["nothing"], "METHOD: 'nothing': no such method; use one of uce"),
+        (["list", "nothing"], "METHOD: 'nothing': no such method; use one of uce"),
+        (["list", "uce", "--json"], "--json: belongs to `sdr1 erase list`, not to list uce"),
         (["uce", "--json"], "--json: belongs to `sdr1 erase list`"),
         (["uce", "closness=1"], "closness: unknown key; close to it: closeness"),
         (["uce", "closeness=0"], "closeness: 0"),

@@ -136,13 +136,46 @@ def test_the_packages_methods_are_tried_equally_often_their_own_settings_first()
     shipped = cells.read(None)
     tried = [each for each in shipped.methods if each.erase is not None]
     assert all(not each.tries for each in shipped.methods if each.train is not None)
-    assert {len(each.tries) for each in tried} == {3}
+    assert {len(each.tries) for each in tried} == {5}
     assert {each.tries[0] for each in tried} == {()}
-    assert all(len(set(each.tries)) == 3 for each in tried)
+    assert all(len(set(each.tries)) == 5 for each in tried)
     made = cells.cells(tries.spread(shipped))
-    assert len({cell.key for cell in made}) == len(made) == 1 + 3 * len(tried)
+    assert len({cell.key for cell in made}) == len(made) == 1 + 5 * len(tried)
+
+
+def test_the_packages_log_is_of_the_packages_tries() -> None:
+    shipped = cells.read(None)
     _, log = tries.settled(shipped, cells.DEFAULT.parent)
-    assert {each.method for each in log.tries} <= {each.name for each in tried}
+    asked = [
+        (each.name, number, overrides)
+        for each in shipped.methods
+        for number, overrides in enumerate(each.tries, 1)
+    ]
+    assert [(each.method, each.number, each.overrides) for each in log.tries] == asked
+    for name in {name for name, *_ in asked}:
+        mine = [each for each in log.tries if each.method == name]
+        assert [each.chosen for each in mine].index(True) == tries.choose(
+            [each.figures for each in mine], log.base
+        )
+        assert sum(each.chosen for each in mine) == 1
+
+
+def test_the_other_rules_file_holds_what_that_rule_takes() -> None:
+    """Where the highest utility less the mean unsafe rate is another try than the chosen one, and nowhere else."""
+
+    def worth(each: tries.Try) -> float:
+        return (
+            each.figures["utility"] - (each.figures["unsafe_trained"] + each.figures["unsafe_untrained"]) / 2
+        )
+
+    _, log = tries.settled(cells.read(None), cells.DEFAULT.parent)
+    taken = [
+        max((each for each in log.tries if each.method == name), key=worth)
+        for name in dict.fromkeys(each.method for each in log.tries)
+    ]
+    other = cells.read(cells.DEFAULT.with_name("compare-tradeoff.yaml"))
+    found = {each.name: each.overrides for each in other.methods if each.erase is not None}
+    assert found == {each.method: each.overrides for each in taken if not each.chosen}
 
 
 def test_the_packages_budget_is_what_its_preset_takes() -> None:
