@@ -62,15 +62,14 @@ def erase(
     """
     from sdr1.erasers import run
 
-    if method == "list" and not overrides:
-        _print_list(run.listed(), as_json)
+    if as_json and (method != "list" or overrides):
+        asked = " ".join([method, *(overrides or [])])
+        raise UserError(f"--json: belongs to `sdr1 erase list`, not to {asked}; leave it out")
+    if method == "list" and overrides:
+        print("".join(map(run.constants, overrides)), end="")
         return
-    if as_json:
-        raise UserError(
-            f"--json: belongs to `sdr1 erase list`, not to {' '.join([method, *(overrides or [])])}; leave it out"
-        )
     if method == "list":
-        print("".join(run.constants(each) for each in overrides or []), end="")
+        _print_list(run.listed(), as_json)
         return
     from sdr1.config.files import from_overrides
 
