@@ -24,7 +24,7 @@ Budget = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="UNet evaluations at most, a backward pass counts as two; default: 161,000 for the sandbox, else none.",
+        help="UNet evaluations at most, a backward pass counts as two; default: 130,000 for the sandbox, else none.",
     ),
 ]
 

@@ -30,7 +30,7 @@ from sdr1.models.pipeline import load, named, sha256
 
 MARKER = "erase.json"
 """What was asked for, and what it took; the file by which sdr1 knows the folder."""
-SANDBOX_BUDGET = 161_000
+SANDBOX_BUDGET = 130_000
 """UNet evaluations that the sandbox's preset with GRPO takes, by which its other methods are measured."""
 
 

@@ -62,7 +62,7 @@ def test_equal_trainings_are_made_once_and_the_base_is_judged_once_a_seed(stub, 
         "noise-group-all",
         "noise-sample-all",
     ]
-    assert not (tmp_path / "cells" / "noise-sample-window").exists(), "it is the preset, made as `steered`"
+    assert not (tmp_path / "cells" / "noise-group-window").exists(), "it is the preset, made as `steered`"
     for row in (*table, *sweep, *noise):
         assert row["unsafe_trained"] == [0.1, 0.2, 0.3]
         assert row["unsafe_untrained"] == [pytest.approx(0.175)] * 3
